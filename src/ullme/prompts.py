@@ -30,7 +30,7 @@ class TextTokenizer:
     Special tokens are the tokenizer's own (``add_special_tokens=True``); nothing else is added unless asked for:
     ``append_eos`` ends every embedded text with EOS (for last-token pooling), ``echo`` reads it twice,
     ``chat_template`` wraps it as a user message of the tokenizer's chat template. ``max_length`` counts tokens of one
-    text, special tokens included; a longer text is cut at its end.
+    text, special tokens included; a longer text is cut at its end. A text without any token is read as a lone EOS.
 
     Attributes:
         tokenizer: a Hugging Face tokenizer.
@@ -88,9 +88,9 @@ class TextTokenizer:
         ids = self.tokenizer(
             list(texts), add_special_tokens=not self.chat_template, truncation=True, max_length=self.max_length
         )["input_ids"]
-        if not self.append_eos:
-            return ids
         eos = [self.tokenizer.eos_token_id]
+        if not self.append_eos:
+            return [i or eos for i in ids]
         return [self._cut(i[:-1] if i[-1:] == eos else i, end=eos) for i in ids]
 
     def _cut(self, ids: list[int], end: list[int]) -> list[int]:

@@ -1,0 +1,120 @@
+"""Sentences to embeddings, with the names and defaults that sentence-transformers users know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ullme.batching import length_sorted_batches
+from ullme.models.lora import eval_mode
+from ullme.types import Texts
+
+if TYPE_CHECKING:
+    from ullme.models.ullme import ULLME
+
+logger = logging.getLogger(__name__)
+
+#: ``batch_size`` counts texts of this many tokens: a batch holds more texts when they are shorter, fewer when longer.
+TOKENS_PER_TEXT = 128
+
+#: Tokens, padding included, of one forward inside a training chunk.
+FORWARD_TOKENS = 16_384
+
+
+def forward_batches(texts: Texts, max_tokens: int = FORWARD_TOKENS) -> list[list[int]]:
+    """Positions of the texts that exist, grouped by length within a token budget."""
+    lengths = texts.lengths_N.tolist()
+    present = [i for i, length in enumerate(lengths) if length > 0]
+    batches = length_sorted_batches([lengths[i] for i in present], max_tokens)
+    return [[present[i] for i in batch] for batch in batches]
+
+
+@torch.no_grad()
+def encode(
+    model: ULLME,
+    sentences: str | Sequence[str],
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool | None = None,
+    convert_to_numpy: bool = True,
+    convert_to_tensor: bool = False,
+    device: str | torch.device | None = None,
+    normalize_embeddings: bool = False,
+    truncate_dim: int | None = None,
+) -> np.ndarray | Tensor | list[Tensor]:
+    """Embeddings of sentences, in their order; they do not depend on ``batch_size`` or on each other.
+
+    Args:
+        model: the embedder; its mode (train or eval) is restored.
+        sentences: one string, or several.
+        prompt_name: name of one of ``model.prompts``, put before every sentence and left out of the pool.
+        prompt: the prompt itself; wins over ``prompt_name``.
+        batch_size: memory of one batch, in texts of 128 tokens.
+        show_progress_bar: None shows it when the logger is at INFO or below.
+        convert_to_numpy: return a numpy array, unless ``convert_to_tensor``.
+        convert_to_tensor: return one tensor.
+        device: move the model there first.
+        normalize_embeddings: to length 1, after truncation.
+        truncate_dim: keep the first dimensions only.
+
+    Returns:
+        (D,) for one string, else (len(sentences), D), float32; a list of tensors when neither conversion is asked for.
+
+    Raises:
+        ValueError: no such prompt name, or sentences that are not strings.
+    """
+    single = isinstance(sentences, str)
+    texts = [sentences] if isinstance(sentences, str) else list(sentences)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"sentences[{i}]: {type(text).__name__} is not a string; give a string or a list of strings"
+            )
+    if device is not None:
+        model.to(device)
+    tokenized = model.text_tokenizer.texts(texts, _prompt_text(model.prompts, prompt_name, prompt))
+    if show_progress_bar is None:
+        show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
+    rep_ND = _embed(model, tokenized, batch_size * TOKENS_PER_TEXT, show_progress_bar)
+    rep_ND = rep_ND[:, :truncate_dim]
+    if normalize_embeddings:
+        rep_ND = torch.nn.functional.normalize(rep_ND, dim=-1)
+    value = rep_ND[0] if single else rep_ND
+    if convert_to_tensor:
+        return value
+    if convert_to_numpy:
+        return value.cpu().numpy()
+    return value if single else list(value)
+
+
+def with_default_prompt(prompts: Mapping[str, str], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of ``encode`` with this prompt, if the model has it and no other is asked for."""
+    if name in prompts and options.get("prompt") is None and options.get("prompt_name") is None:
+        return {**options, "prompt_name": name}
+    return dict(options)
+
+
+def _prompt_text(prompts: Mapping[str, str], prompt_name: str | None, prompt: str | None) -> str:
+    if prompt is not None:
+        return prompt
+    if prompt_name is None:
+        return ""
+    if prompt_name not in prompts:
+        raise ValueError(f"prompt_name: {prompt_name!r} is unknown; the model has {sorted(prompts) or 'no prompts'}")
+    return prompts[prompt_name]
+
+
+def _embed(model: ULLME, texts: Texts, max_tokens: int, progress: bool) -> Tensor:
+    rep_ND = torch.empty(len(texts), model.embedding_dimension, dtype=torch.float32, device=model.device)
+    with eval_mode(model), tqdm(total=len(texts), desc="Encoding", unit="text", disable=not progress) as bar:
+        for rows in forward_batches(texts, max_tokens):
+            rep_ND[rows] = model.embed_texts(texts.rows(rows)).to(rep_ND.dtype)
+            bar.update(len(rows))
+    return rep_ND

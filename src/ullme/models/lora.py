@@ -1,0 +1,98 @@
+"""LoRA through peft: a new adapter, an existing one, and the reference model that is the adapter switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from torch import nn
+from transformers import PreTrainedModel
+
+from ullme.models.settings import ModelSettings
+from ullme.models.tensors import read_safetensors, require_same_tensors
+
+
+def add_adapter(causal_lm: PreTrainedModel, settings: ModelSettings) -> PeftModel | None:
+    """Put the adapter that the settings ask for inside the causal LM, trainable; None if they ask for none.
+
+    Raises:
+        ValueError: no such target module, or no readable adapter at ``adapter_path``.
+    """
+    if settings.adapter_path:
+        return load_adapter(causal_lm, Path(settings.adapter_path))
+    if not settings.lora_name:
+        return None
+    targets = settings.lora_target_modules
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=settings.model_name_or_path,
+    )
+    try:
+        return get_peft_model(causal_lm, config)
+    except ValueError as error:
+        raise ValueError(f"lora_target_modules: {targets!r} does not fit this model ({error})") from error
+
+
+def load_adapter(causal_lm: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put a saved peft adapter inside the causal LM, trainable, every tensor accounted for.
+
+    Raises:
+        ValueError: the folder holds no adapter in safetensors, a damaged one, or one for another model.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"adapter {str(folder)!r}: no adapter_config.json there; give a folder saved by ullme or peft")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"adapter {str(folder)!r}: adapter_config.json cannot be read ({error})") from error
+    config.inference_mode = False
+    peft_model = get_peft_model(causal_lm, config)
+    load_adapter_weights(peft_model, folder)
+    return peft_model
+
+
+def load_adapter_weights(peft_model: PeftModel, folder: Path) -> None:
+    """Give an adapter the tensors saved in a folder; ValueError if they are damaged or not exactly its own."""
+    saved = read_safetensors(folder / "adapter_model.safetensors")
+    require_same_tensors(f"adapter {str(folder)!r}", saved, get_peft_model_state_dict(peft_model))
+    set_peft_model_state_dict(peft_model, saved)
+
+
+@contextmanager
+def reference_mode(model: nn.Module, peft_model: PeftModel) -> Iterator[None]:
+    """The original LLM: every adapter off, eval mode; afterwards all as it was, frozen parameters included.
+
+    ``disable_adapter`` of peft turns ``requires_grad`` back on for every adapter when it ends, so it is restored here.
+    """
+    trainable = {name: parameter.requires_grad for name, parameter in peft_model.named_parameters()}
+    try:
+        with eval_mode(model), peft_model.disable_adapter():
+            yield
+    finally:
+        for name, parameter in peft_model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for every module, and afterwards each module's own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,123 @@
+"""What defines a model besides its weights; checked before anything is loaded, and saved with every checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ullme.prompts import GENERATION_TEMPLATE
+
+POOLINGS = ("mean", "weightedmean", "cls", "lasttoken", "latent")
+ATTENTIONS = ("bidirectional", "causal")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+QUANTIZATIONS = (None, "4bit", "8bit")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The arguments of :class:`ullme.models.ULLME`, as values.
+
+    Attributes:
+        model_name_or_path: hub name, local folder, GGUF file, or the name of a model that a Python package carries.
+        model_backbone_type: ``model_type`` of the backbone's config, checked when given.
+        lora_name: name of a new LoRA adapter; None trains all weights (unless ``adapter_path`` is given).
+        lora_r: rank of the adapter.
+        lora_alpha: the adapter's scale is ``lora_alpha / lora_r``.
+        lora_dropout: dropout on the adapter's input.
+        lora_target_modules: peft's module names, or ``"all-linear"`` for every linear layer but the LM head.
+        adapter_path: folder of an existing peft adapter to start from.
+        pooling: ``mean``, ``weightedmean``, ``cls`` (first token), ``lasttoken`` or ``latent``.
+        attention: attention of embeddings, ``bidirectional`` or ``causal``; generation is always causal.
+        dtype: dtype of the backbone; adapters, pooling and embeddings are float32 at least.
+        device_map: passed to Transformers; None loads on the CPU.
+        attn_implementation: passed to Transformers.
+        quantization: ``4bit`` or ``8bit`` through bitsandbytes, on a GPU.
+        gguf_file: name of a GGUF file inside ``model_name_or_path``.
+        revision: revision of a hub model.
+        max_length: tokens of one text at most.
+        append_eos: end every embedded text with EOS.
+        echo: embed the second of two readings of a text.
+        chat_template: wrap every embedded text in the tokenizer's chat template.
+        generation_template: text before a scored passage, with the field ``{query}``.
+        prompts: prompt strings by name, for ``encode(prompt_name=...)``.
+        trust_remote_code: run model code from the hub; off unless asked for.
+        gradient_checkpointing: recompute activations in backward.
+    """
+
+    model_name_or_path: str
+    model_backbone_type: str | None = None
+    lora_name: str | None = None
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_target_modules: str | tuple[str, ...] = "all-linear"
+    adapter_path: str | None = None
+    pooling: str = "mean"
+    attention: str = "bidirectional"
+    dtype: str = "float32"
+    device_map: Any = None
+    attn_implementation: str | None = None
+    quantization: str | None = None
+    gguf_file: str | None = None
+    revision: str | None = None
+    max_length: int = 512
+    append_eos: bool = False
+    echo: bool = False
+    chat_template: bool = False
+    generation_template: str = GENERATION_TEMPLATE
+    prompts: dict[str, str] = field(default_factory=dict)
+    trust_remote_code: bool = False
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the field and the cure."""
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path: is empty; give a hub name, a local folder or a GGUF file")
+        require_choice("pooling", self.pooling, POOLINGS)
+        require_choice("attention", self.attention, ATTENTIONS)
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("quantization", self.quantization, QUANTIZATIONS)
+        for name in ("lora_r", "lora_alpha", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive; give a whole number from 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout: {self.lora_dropout} is no probability; give a number from 0 to below 1")
+        if self.lora_name and self.adapter_path:
+            raise ValueError(
+                f"adapter_path: {self.adapter_path!r} and lora_name {self.lora_name!r} exclude each other; "
+                "give lora_name for a new adapter or adapter_path for an existing one"
+            )
+        if "{query}" not in self.generation_template:
+            raise ValueError(f"generation_template: {self.generation_template!r} lacks the field {{query}}; add it")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the model is a base with an adapter rather than one set of weights."""
+        return bool(self.lora_name or self.adapter_path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], origin: str) -> ModelSettings:
+        """Settings from JSON values; a key that is unknown is an error naming ``origin`` and the nearest right key."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            require_choice(f"{origin}: key", key, known)
+        targets = values.get("lora_target_modules")
+        if isinstance(targets, list):
+            values = {**values, "lora_target_modules": tuple(targets)}
+        return cls(**values)
+
+
+def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Pass if ``value`` is one of ``choices``; else ValueError with the field, the value and the nearest choice."""
+    choices = list(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"{name}: {value!r} is unknown; {hint}choose from {', '.join(str(c) for c in choices)}")

@@ -1,1 +1,18 @@
-"""ullme.data."""
+"""Training pairs: sources to rows, rows to batches, hard negatives."""
+
+from __future__ import annotations
+
+from ullme.data.collator import PairCollator
+from ullme.data.sampler import PairBatchSampler, PairLoader, train_loader
+from ullme.data.schema import DataSource, PairDataset, check_pairs, load_pairs
+
+__all__ = [
+    "DataSource",
+    "PairBatchSampler",
+    "PairCollator",
+    "PairDataset",
+    "PairLoader",
+    "check_pairs",
+    "load_pairs",
+    "train_loader",
+]

@@ -1,0 +1,167 @@
+"""Files and datasets as rows: one reader per format, each streaming ``(row number, row)``."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ullme.data.rows import hint, nearest, shortened
+
+Format = Literal["jsonl", "parquet", "saved", "hub"]
+Row = tuple[int, dict[str, Any]]
+
+#: How a file's name tells its format.
+SUFFIXES: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".ndjson": "jsonl",
+    ".ndjson.gz": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_ROWS_AT_ONCE = 1024
+
+
+def format_of(path: str) -> Format:
+    """The format of a source: by suffix for a file, by content for a folder; what is neither is a dataset's name.
+
+    Raises:
+        ValueError: a file that does not exist, or whose name tells no format.
+    """
+    place = Path(path)
+    by_suffix = next((fmt for suffix, fmt in SUFFIXES.items() if path.lower().endswith(suffix)), None)
+    if place.is_dir():
+        saved = any((place / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+        return "saved" if saved else "hub"
+    if place.is_file():
+        if by_suffix is None:
+            raise ValueError(f"{path}: its name tells no format; end it in {', '.join(SUFFIXES)}, or set format")
+        return by_suffix
+    if by_suffix is None and _may_be_hub_name(path):
+        return "hub"
+    raise ValueError(f"{path}: no such file{_nearest_file(place)}")
+
+
+def _may_be_hub_name(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) <= 2 and all(parts) and not path.startswith((".", "~")) and not Path(parts[0]).is_dir()
+
+
+def _nearest_file(place: Path) -> str:
+    """The end of an error about a missing file: the nearest name that exists beside it."""
+    folder = place.parent
+    while not folder.is_dir():
+        if folder.parent == folder:
+            return ""
+        place, folder = folder, folder.parent
+    near = nearest(place.name, [p.name for p in folder.iterdir()])
+    return f"; did you mean {str(folder / near)!r}?" if near else f"; {str(folder)!r} has no file of that name"
+
+
+def jsonl_rows(path: str, subset: str | None = None, split: str | None = None) -> Iterator[Row]:
+    """The objects of a JSON-lines file (optionally gzipped), numbered by line from 1; blank lines are passed over.
+
+    Raises:
+        ValueError: a line that is not UTF-8, not JSON or not an object, or a broken gzip file.
+    """
+    opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+    with opened as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _json_object(line, f"{path}, line {number}", first=number == 1)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: broken gzip file ({error}); compress it again, or unpack it") from error
+
+
+def _json_object(line: bytes, at: str, first: bool) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{at}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        text = shortened(line.decode("utf-8-sig", "replace").strip())
+        cure = "write one complete JSON object per line"
+        raise ValueError(f"{at}, column {error.colno}: broken JSON ({error.msg}) in {text}; {cure}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f'{at}: {shortened(row)} is not an object; write {{"query": ..., "positive": ...}}')
+    return row
+
+
+def parquet_rows(path: str, subset: str | None = None, split: str | None = None) -> Iterator[Row]:
+    """The rows of a Parquet file, numbered from 1, read a batch at a time.
+
+    Raises:
+        ValueError: a file that is not Parquet, or is truncated.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE))
+        yield from enumerate(chain.from_iterable(batches), start=1)
+    except (pa.ArrowException, OSError) as error:
+        cause = " ".join(str(error).split())
+        raise ValueError(f"{path}: unreadable Parquet file ({cause[:120]}); write or download it again") from error
+
+
+def saved_rows(path: str, subset: str | None = None, split: str | None = None) -> Iterator[Row]:
+    """The rows of a folder that ``datasets`` saved (``save_to_disk``), numbered from 1.
+
+    Raises:
+        ValueError: a folder that cannot be read, or a split it does not have.
+    """
+    try:
+        loaded = datasets.load_from_disk(path)
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: unreadable saved dataset ({_one_line(error)}); save it again") from error
+    yield from _dataset_rows(_chosen_split(loaded, split, path))
+
+
+def hub_rows(path: str, subset: str | None = None, split: str | None = None) -> Iterator[Row]:
+    """The rows of what ``datasets.load_dataset`` finds under this name or folder, numbered from 1.
+
+    Raises:
+        ValueError: a name that neither a file here nor a dataset has, a missing configuration or split.
+    """
+    try:
+        loaded = datasets.load_dataset(path, name=subset)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        here = _nearest_file(Path(path))
+        raise ValueError(f"{path}: neither a file here nor a dataset ({_one_line(error)}){here}") from error
+    yield from _dataset_rows(_chosen_split(loaded, split, path))
+
+
+def _chosen_split(loaded: Any, split: str | None, path: str) -> datasets.Dataset:
+    if not isinstance(loaded, dict):
+        return loaded
+    chosen = split or "train"
+    if chosen not in loaded:
+        have = ", ".join(map(repr, loaded))
+        raise ValueError(f"{path}: split: no {chosen!r}; it has {have}; set split to one of them{hint(chosen, loaded)}")
+    return loaded[chosen]
+
+
+def _dataset_rows(dataset: datasets.Dataset) -> Iterator[Row]:
+    batches = (batch.to_pylist() for batch in dataset.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE))
+    yield from enumerate(chain.from_iterable(batches), start=1)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+READERS: dict[Format, Callable[..., Iterator[Row]]] = {
+    "jsonl": jsonl_rows,
+    "parquet": parquet_rows,
+    "saved": saved_rows,
+    "hub": hub_rows,
+}

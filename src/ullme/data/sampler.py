@@ -1,0 +1,158 @@
+"""Which rows share a batch: one source, no text twice, every row once an epoch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+from ullme import distributed
+from ullme.data.collator import PairCollator
+from ullme.data.dealing import Shared, deal, shared_texts
+from ullme.data.schema import PairDataset
+from ullme.types import PairExample
+
+_LOG = logging.getLogger(__name__)
+
+
+class PairBatchSampler(Sampler[list[int]]):
+    """Batches of rows such that every row comes once an epoch and no two rows of a batch share a text.
+
+    Two rows share a text when a query or positive of one is a query or positive of the other: each would be the
+    other's false negative. ``len`` is exact and the same for every epoch. It is ceil(rows / batch_size) per source,
+    more only where one text repeats so often that it needs more batches; then some batches are small.
+
+    The order depends on ``(seed, epoch)`` alone, so a resumed run skips the batches it has seen
+    (``accelerate.skip_first_batches``). With several ranks each yields rows ``rank::world_size`` of the same global
+    batches: as many batches on every rank, of sizes that differ by one at most and may be 0.
+
+    sentence-transformers' NoDuplicatesBatchSampler does not fit: its length is an estimate, it may repeat rows to
+    reach it, and it also keeps apart rows that share a hard negative.
+
+    Attributes:
+        batch_size: rows of a global batch.
+        drop_last: leave out batches that are not full.
+        one_source: every batch from one source of the dataset.
+        unique_texts: no text twice in a batch.
+        on_epoch: called with every epoch set, so that a collator can follow.
+    """
+
+    def __init__(
+        self,
+        dataset: PairDataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        drop_last: bool = False,
+        one_source: bool = True,
+        unique_texts: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        on_epoch: Callable[[int], None] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size} is less than 1; give the rows of one batch")
+        self.batch_size, self.drop_last, self.seed, self.epoch = batch_size, drop_last, seed, 0
+        self.rank, self.world_size, self.on_epoch = rank, world_size, on_epoch
+        self._parts = dataset.source_rows() if one_source else [range(len(dataset))]
+        self._shared: Shared = shared_texts(*dataset.text_keys()) if unique_texts else {}
+        self._counts = [len(self._dealt(part, epoch=0)) for part in range(len(self._parts))]
+        self._warn_of_small_batches(dataset.sources if one_source else [", ".join(dataset.sources)])
+        if not len(self):
+            raise ValueError(f"batch_size: {len(dataset)} rows fill no batch of {batch_size}; lower batch_size")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle for this epoch from now on."""
+        self.epoch = epoch
+        if self.on_epoch is not None:
+            self.on_epoch(epoch)
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.global_batches():
+            yield batch[self.rank :: self.world_size]
+
+    def global_batches(self) -> list[list[int]]:
+        """This epoch's batches, whole, in their order."""
+        batches = [batch for part in range(len(self._parts)) for batch in self._counted(part)]
+        order = np.random.default_rng([self.seed, self.epoch, len(self._parts)]).permutation(len(batches))
+        return [batches[i] for i in order]
+
+    def _warn_of_small_batches(self, names: Sequence[str]) -> None:
+        for name, rows, count in zip(names, self._parts, self._counts, strict=True):
+            full = -(-len(rows) // self.batch_size)
+            if count > 1.1 * full + 1:
+                _LOG.warning(
+                    "%s: some texts repeat so often that its rows need %d batches of %d instead of %d; "
+                    "remove repetitions, or set unique_texts to false (the loss masks equal texts)",
+                    *(name, count, self.batch_size, full),
+                )
+
+    def _counted(self, part: int) -> list[list[int]]:
+        """A source's batches in this epoch, as many as in every other epoch.
+
+        The deal of rows that share texts may come out a batch longer or shorter, but the Trainer takes one length for
+        all epochs: a longer one falls back to the first epoch's batches, a shorter one halves its largest batch.
+        """
+        batches, count = self._dealt(part, self.epoch), self._counts[part]
+        if self.drop_last:
+            return batches[:count] if len(batches) >= count else self._dealt(part, epoch=0)
+        if len(batches) > count:
+            return self._dealt(part, epoch=0)
+        while len(batches) < count:
+            batches.sort(key=len)
+            largest = batches.pop()
+            batches += [largest[::2], largest[1::2]]
+        return batches
+
+    def _dealt(self, part: int, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng([self.seed, epoch, part])
+        batches = deal(self._parts[part], self._shared, self.batch_size, rng)
+        return [batch for batch in batches if len(batch) == self.batch_size] if self.drop_last else batches
+
+
+class PairLoader(DataLoader[PairExample]):
+    """A DataLoader of ``Batch`` whose ``set_epoch`` reaches its batch sampler, and through it the collator."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle, and sample passages, for this epoch from now on."""
+        assert isinstance(self.batch_sampler, PairBatchSampler)
+        self.batch_sampler.set_epoch(epoch)
+
+
+def train_loader(
+    dataset: PairDataset,
+    collator: PairCollator,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    drop_last: bool = False,
+    one_source: bool = True,
+    unique_texts: bool = True,
+    rank: int | None = None,
+    world_size: int | None = None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> PairLoader:
+    """A loader of this rank's share of every global batch of ``batch_size`` rows.
+
+    Hand it to the trainer as it is: it is already split over the ranks, so accelerate must not split it again.
+    """
+    sampler = PairBatchSampler(
+        dataset,
+        batch_size,
+        seed=seed,
+        drop_last=drop_last,
+        one_source=one_source,
+        unique_texts=unique_texts,
+        rank=distributed.rank() if rank is None else rank,
+        world_size=distributed.world_size() if world_size is None else world_size,
+        on_epoch=collator.set_epoch,
+    )
+    return PairLoader(
+        dataset, batch_sampler=sampler, collate_fn=collator, num_workers=num_workers, pin_memory=pin_memory
+    )

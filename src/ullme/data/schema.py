@@ -1,0 +1,253 @@
+"""Training pairs: from the sources a run names to an Arrow-backed dataset of ``PairExample``."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch.utils.data import Dataset
+
+from ullme.data.readers import READERS, Format, format_of
+from ullme.data.rows import RowReader, roles_of
+from ullme.types import PairExample
+
+_SCHEMA = pa.schema(
+    [
+        ("query", pa.string()),
+        ("positives", pa.list_(pa.string())),
+        ("negatives", pa.list_(pa.string())),
+        ("instruction", pa.string()),
+        ("row", pa.int64()),
+    ]
+)
+_ROWS_PER_BLOCK = 4096
+
+
+class DataSource(BaseModel):
+    """One source of training pairs, as a run file names it.
+
+    Attributes:
+        path: a ``.jsonl`` (``.gz``) or ``.parquet`` file, a folder that ``datasets`` saved, or a dataset's hub name.
+        name: what the source is called in row ids and messages; default the file's name.
+        format: ``jsonl``, ``parquet``, ``saved`` or ``hub``; default by the path.
+        subset: configuration of a hub dataset.
+        split: split of a dataset that has several (default ``train``).
+        columns: role -> column(s) where they differ from ``query, positive(s), negative(s), instruction``, for
+            instance ``{positives: pos, negatives: neg}`` for FlagEmbedding files.
+        instruction: task instruction before every query of this source; a row's own comes first.
+        limit: read only the first rows.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    name: str | None = None
+    format: Format | None = None
+    subset: str | None = None
+    split: str | None = None
+    columns: dict[str, str | list[str]] = Field(default_factory=dict)
+    instruction: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, columns: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        roles_of(columns)
+        return columns
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The source's checked rows, one after another, in the columns of a pair.
+
+        Raises:
+            ValueError: the first thing that is wrong with the source, with its place and its cure.
+        """
+        path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
+        chosen = self.format or format_of(path)
+        reader = RowReader(f"{path}, {'line' if chosen == 'jsonl' else 'row'}", roles_of(self.columns))
+        found = False
+        for number, row in islice(READERS[chosen](path, self.subset, self.split), self.limit):
+            found = True
+            yield reader.read(row, number)
+        if not found:
+            raise ValueError(f"{path}: no rows; write at least one pair")
+
+
+class PairDataset(Dataset[PairExample]):
+    """Training pairs of one or more sources as a map-style dataset; texts stay in Arrow until a row is asked for.
+
+    ``dataset[i]`` is a ``PairExample`` whose ``row_id`` reads like ``pairs.jsonl:17`` (the line, or row, from 1).
+    """
+
+    def __init__(self, tables: Sequence[pa.Table], sources: Sequence[str], instructions: Sequence[str | None]) -> None:
+        assert len(tables) == len(sources) == len(instructions)
+        self.sources = tuple(sources)
+        self._instructions = tuple(instructions)
+        self._ends = list(accumulate(table.num_rows for table in tables))
+        self._rows = datasets.Dataset(pa.concat_tables(tables))
+
+    @classmethod
+    def from_examples(cls, examples: Iterable[PairExample], source: str = "pairs") -> PairDataset:
+        """A dataset of examples at hand; they are numbered from 1 in their order.
+
+        Raises:
+            ValueError: as for a file.
+        """
+        reader = RowReader(f"{source}, row")
+        rows = (reader.read(_row(example), i) for i, example in enumerate(examples, start=1))
+        return cls([_table(rows)], [source], [None])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> PairExample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.__getitems__([index % len(self)])[0]
+
+    def __getitems__(self, index: Sequence[int]) -> list[PairExample]:
+        """Several rows at once: what a DataLoader calls, and the quick way."""
+        columns = self._rows[list(index)]
+        values = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
+        return [self._example(i, *row) for i, row in zip(index, values, strict=True)]
+
+    def _example(
+        self, i: int, query: str, positives: list[str], negatives: list[str], instruction: str | None, row: int
+    ) -> PairExample:
+        at = self.source_of(i)
+        return PairExample(
+            query=query,
+            positives=tuple(positives),
+            negatives=tuple(negatives),
+            instruction=instruction or self._instructions[at],
+            source=self.sources[at],
+            row_id=f"{self.sources[at]}:{row}",
+        )
+
+    def source_of(self, index: int) -> int:
+        """The position in ``sources`` of the source a row comes from."""
+        return bisect_right(self._ends, index)
+
+    def source_rows(self) -> list[range]:
+        """The rows of each source."""
+        return [range(start, end) for start, end in zip([0, *self._ends], self._ends, strict=False)]
+
+    def negatives_N(self) -> np.ndarray:
+        """How many negatives each row has."""
+        return _lengths(self._rows.data.table["negatives"])
+
+    def text_keys(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row and key, both (X,) int64, of every query and positive: what the rows of a batch must not share."""
+        rows, keys = [], []
+        start = 0
+        for block in self._rows.select_columns(["query", "positives"]).iter(batch_size=_ROWS_PER_BLOCK):
+            for i, (query, positives) in enumerate(zip(block["query"], block["positives"], strict=True), start=start):
+                keys += [text_key(query), *map(text_key, positives)]
+                rows += [i] * (1 + len(positives))
+            start += len(block["query"])
+        return np.array(rows, dtype=np.int64), np.array(keys, dtype=np.int64)
+
+    def require_negatives(self, reason: str) -> None:
+        """Raise unless some row has a negative.
+
+        Raises:
+            ValueError: no row has one; ``reason`` says who needs them.
+        """
+        if not self.negatives_N().any():
+            names = ", ".join(self.sources)
+            raise ValueError(f"{names}: negatives: no row has one, and {reason}; add a 'negatives' column or mine them")
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Per source: its rows, its rows with negatives, its passages, and its longest text in characters."""
+        found = {}
+        for name, rows in zip(self.sources, self.source_rows(), strict=True):
+            part = self._rows.data.table.slice(rows.start, len(rows))
+            negatives = _lengths(part["negatives"])
+            positives = _lengths(part["positives"])
+            longest = max(len(text) for column in ("positives", "negatives") for text in _flat(part[column]))
+            found[name] = {
+                "rows": len(rows),
+                "rows_with_negatives": int((negatives > 0).sum()),
+                "passages": int(positives.sum() + negatives.sum()),
+                "longest_passage": longest,
+            }
+        return found
+
+
+def load_pairs(sources: str | Path | DataSource | Sequence[str | Path | DataSource]) -> PairDataset:
+    """The pairs of these sources, every row of them checked.
+
+    A path alone stands for ``DataSource(path=...)``. No model is needed, so a run checks its data before it loads one.
+
+    Raises:
+        ValueError: the first thing that is wrong, in one line: file, row, field, value and cure.
+    """
+    given = [sources] if isinstance(sources, str | Path | DataSource) else list(sources)
+    if not given:
+        raise ValueError("data: no source; name at least one file or dataset")
+    listed = [s if isinstance(s, DataSource) else DataSource(path=str(s)) for s in given]
+    tables = [_table(source.rows()) for source in listed]
+    return PairDataset(tables, _names(listed), [source.instruction for source in listed])
+
+
+def check_pairs(sources: str | Path | DataSource | Sequence[str | Path | DataSource]) -> dict[str, dict[str, int]]:
+    """What is in these sources (see ``PairDataset.summary``), every row of them checked.
+
+    Raises:
+        ValueError: as ``load_pairs``.
+    """
+    return load_pairs(sources).summary()
+
+
+def text_key(text: str) -> int:
+    """A number in [0, 2**63) that equal texts share, on every machine and in every run."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _names(sources: Sequence[DataSource]) -> list[str]:
+    """A distinct name per source: its own, its file's, or its whole path where two files are called alike.
+
+    Raises:
+        ValueError: two sources of one name.
+    """
+    short = [source.name or Path(source.path).name for source in sources]
+    counted = Counter(short)
+    names = [s.path if counted[n] > 1 and s.name is None else n for s, n in zip(sources, short, strict=True)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"data: two sources are called {twice[0]!r}; give each its own name")
+    return names
+
+
+def _row(example: PairExample) -> dict[str, Any]:
+    return {
+        "query": example.query,
+        "positives": list(example.positives),
+        "negatives": list(example.negatives),
+        "instruction": example.instruction,
+    }
+
+
+def _table(rows: Iterator[dict[str, Any]]) -> pa.Table:
+    """Checked rows as Arrow, a block at a time."""
+    blocks = []
+    while block := list(islice(rows, _ROWS_PER_BLOCK)):
+        blocks.append(pa.RecordBatch.from_pylist(block, schema=_SCHEMA))
+    return pa.Table.from_batches(blocks, schema=_SCHEMA)
+
+
+def _lengths(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.list_value_length(column).to_numpy()
+
+
+def _flat(column: pa.ChunkedArray) -> Iterator[str]:
+    return chain.from_iterable(chunk.flatten().to_pylist() for chunk in column.chunks)

@@ -1,1 +1,96 @@
-"""ullme.cli."""
+"""The command line: one file per subcommand. Nothing here imports torch before a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from ullme import __version__
+from ullme.cli.check import check
+from ullme.cli.encode import encode
+from ullme.cli.eval import evaluate
+from ullme.cli.quickstart import quickstart
+from ullme.cli.search import search
+from ullme.cli.train import train
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+#: click's UsageError, by way of a public name: newer releases of typer carry click within themselves.
+_UsageError = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="ullme",
+    help="Turn any decoder-only LLM into a text embedder: train, score, encode, search.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("quickstart")(quickstart)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("encode")(encode)
+app.command("search")(search)
+app.command("check")(check)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(f"ullme {__version__}")
+        raise typer.Exit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for a mistake of the user's, 130 when interrupted.
+
+    A mistake (a ValueError, a file that cannot be read or written, a wrong option) is one line on stderr;
+    ``ULLME_TRACEBACK=1`` shows where it was raised. Anything else is a bug and keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _quiet_libraries()
+    try:
+        return app(args=arguments, prog_name="ullme", standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        return _fail("interrupted" + _resume_hint(arguments), INTERRUPTED)
+    except _UsageError as error:
+        command = " ".join(["ullme", *(a for a in arguments[:1] if a in _command_names())])
+        return _fail(f"{error.format_message()} (see {command} --help)")  # type: ignore[attr-defined]
+    except (ValueError, OSError) as error:
+        if os.environ.get("ULLME_TRACEBACK"):
+            raise
+        return _fail(_one_line(error))
+
+
+def _fail(message: str, code: int = USAGE_ERROR) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def _one_line(error: ValueError | OSError) -> str:
+    """An error's message without line breaks; what the system says of a file gets the file's name and a cure."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{str(error.filename)!r}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}; check that the path exists, may be used and has room"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _resume_hint(arguments: Sequence[str]) -> str:
+    if arguments[:1] == ["train"]:
+        return f"; resume from the last checkpoint with the same command: ullme {' '.join(arguments)}"
+    return "; nothing half-done was kept, run the command again"
+
+
+def _command_names() -> list[str]:
+    return [command.name for command in app.registered_commands if command.name]
+
+
+def _quiet_libraries() -> None:
+    """Leave stderr to our own messages; progress bars only where someone watches them."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    if not sys.stderr.isatty():
+        quiet |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,8 @@
+"""The run file: one YAML that says all of a run, checked before any model is loaded."""
+
+from __future__ import annotations
+
+from ullme.config.reading import read_run_file
+from ullme.config.schema import DataConfig, EvalConfig, LoraSection, ModelConfig, RunConfig, TrainerConfig
+
+__all__ = ["DataConfig", "EvalConfig", "LoraSection", "ModelConfig", "RunConfig", "TrainerConfig", "read_run_file"]

@@ -1,0 +1,193 @@
+"""The sections of a run file. Where a value configures an object, its type is that object's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from ullme.data import DataSource
+from ullme.models.settings import ModelSettings, require_choice
+from ullme.objectives import PRESETS, AnyObjective, needs_of
+from ullme.prompts import GENERATION_TEMPLATE
+
+#: Objectives that compare a query's positive with its own hard negatives: without any they are zero.
+NEED_NEGATIVES = ("dpo", "kl")
+
+
+class Section(BaseModel):
+    """A part of the run file: a key that it does not have is an error, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class LoraSection(Section):
+    """A new LoRA adapter."""
+
+    name: str = "default"
+    r: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class ModelConfig(Section):
+    """The backbone and how it embeds: the arguments of :class:`ullme.models.ULLME`, whose settings explain each."""
+
+    name_or_path: str
+    backbone_type: str | None = None
+    lora: LoraSection | None = None
+    adapter_path: str | None = None
+    pooling: str = "mean"
+    attention: str = "bidirectional"
+    dtype: str = "float32"
+    device_map: str | dict[str, Any] | None = None
+    attn_implementation: str | None = None
+    quantization: str | None = None
+    gguf_file: str | None = None
+    revision: str | None = None
+    max_length: PositiveInt = 512
+    append_eos: bool = False
+    echo: bool = False
+    chat_template: bool = False
+    generation_template: str = GENERATION_TEMPLATE
+    prompts: dict[str, str] = Field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelConfig:
+        self.settings()
+        return self
+
+    def settings(self) -> ModelSettings:
+        """The same as the model's own settings.
+
+        Raises:
+            ValueError: a value that the model would refuse.
+        """
+        renamed = {"name_or_path": "model_name_or_path", "backbone_type": "model_backbone_type"}
+        values = {renamed.get(name, name): value for name, value in self if name != "lora"}
+        if self.lora is not None:
+            values |= {f"lora_{name}": value for name, value in self.lora}
+        return ModelSettings.from_dict(values, "model")
+
+
+class DataConfig(Section):
+    """What is trained on, and what is held out to be watched during training."""
+
+    train: list[DataSource] = Field(min_length=1)
+    eval: list[DataSource] = Field(default_factory=list)
+    negatives_per_query: NonNegativeInt | None = None
+    positives_per_query: PositiveInt = 1
+    choice: Literal["first", "sampled"] = "first"
+    passage_prompt: str = ""
+    one_source: bool = True
+    unique_texts: bool = True
+    drop_last: bool = False
+
+
+class EvalConfig(Section):
+    """What is scored on MTEB when training has ended, or by ``ullme eval --run``."""
+
+    tasks: list[str] = Field(default_factory=list)
+    benchmarks: list[str] = Field(default_factory=list)
+    languages: list[str] = Field(default_factory=lambda: ["eng"])
+    data_dir: Path | None = None
+    output: Path | None = None
+    batch_size: PositiveInt = 32
+
+
+class TrainerConfig(Section):
+    """How long, how fast and where to: ``transformers.TrainingArguments`` by their own names, and ``chunk_tokens``."""
+
+    output_dir: Path
+    num_train_epochs: float = Field(default=1.0, gt=0)
+    max_steps: int = Field(default=-1, ge=-1)
+    per_device_train_batch_size: PositiveInt = 32
+    per_device_eval_batch_size: PositiveInt = 32
+    chunk_tokens: PositiveInt = 8192
+    learning_rate: float = Field(default=2e-4, gt=0)
+    lr_scheduler_type: str = "linear"
+    warmup_steps: NonNegativeFloat = 0
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 1.0
+    optim: str = "adamw_torch"
+    seed: NonNegativeInt = 42
+    bf16: bool = False
+    fp16: bool = False
+    gradient_checkpointing: bool = False
+    logging_steps: PositiveInt = 10
+    save_steps: PositiveInt = 500
+    save_total_limit: PositiveInt | None = 2
+    eval_steps: PositiveInt | None = None
+    report_to: str | list[str] = "tensorboard"
+    run_name: str | None = None
+    use_cpu: bool = False
+    dataloader_num_workers: NonNegativeInt = 0
+    resume: bool = True
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainerConfig:
+        from transformers.trainer_utils import SchedulerType
+
+        schedulers = [kind.value for kind in SchedulerType]
+        require_choice("lr_scheduler_type", self.lr_scheduler_type, schedulers)
+        if self.bf16 and self.fp16:
+            raise ValueError("fp16: True and bf16: True exclude each other; set one of them")
+        return self
+
+
+def preset_expanded(objectives: Any) -> Any:
+    """The objectives that a preset's name stands for, as mappings; anything else as it is.
+
+    Raises:
+        ValueError: no preset has this name.
+    """
+    if not isinstance(objectives, str):
+        return objectives
+    require_choice("objectives", objectives, PRESETS)
+    return [objective.model_dump(mode="json") for objective in PRESETS[objectives]]
+
+
+class RunConfig(Section):
+    """All of a run. ``objectives`` is a list, or the name of a preset."""
+
+    model: ModelConfig
+    data: DataConfig
+    objectives: Annotated[list[AnyObjective], Field(min_length=1), BeforeValidator(preset_expanded)] = Field(
+        default="contrastive", validate_default=True
+    )
+    trainer: TrainerConfig
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        if "reference" in needs_of(self.objectives) and not self.model.settings().has_adapter:
+            raise ValueError(
+                "model.lora: is missing, and an objective (dpo) compares with the original LLM, which is the model "
+                "without its adapter; add model.lora or choose another objective"
+            )
+        wanting = [o.type for o in self.objectives if o.type in NEED_NEGATIVES]
+        if wanting and self.data.negatives_per_query == 0:
+            raise ValueError(
+                f"data.negatives_per_query: is 0, and the objective {wanting[0]!r} needs negatives; "
+                "raise it or leave it out"
+            )
+        if not any(o.weight for o in self.objectives):
+            raise ValueError("objectives: every weight is 0, so nothing would be learned; raise one")
+        return self
+
+    @property
+    def needs_negatives(self) -> list[str]:
+        """The objectives that need a negative in some row."""
+        return [o.type for o in self.objectives if o.type in NEED_NEGATIVES and o.weight]

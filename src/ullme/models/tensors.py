@@ -73,12 +73,16 @@ def same_signature(a: Mapping[str, list[float]], b: Mapping[str, list[float]]) -
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of every parameter and buffer: equal for equal weights, on any device."""
+    """A hash of every parameter and buffer: equal for equal weights, on any device.
+
+    Of all bytes in their order: ``torch.hash_tensor`` combines elements by XOR, so that it takes a constant tensor for
+    any other constant one, and a permuted tensor for the original.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
-            values = torch.hash_tensor(tensor).view(torch.int64).item()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {values}".encode())
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,108 @@
+"""Tasks whose data lie in local folders: for machines without a network, and for data of one's own."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from mteb.abstasks import AbsTask
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+from ullme.eval.tasks import _registry
+
+#: Environment variable that names the data folder when ``data_dir`` is not given.
+DATA_DIR_VARIABLE = "ULLME_MTEB_DATA"
+
+
+def data_folder(data_dir: str | Path | None) -> Path | None:
+    """The folder of local task data: the argument, else ``$ULLME_MTEB_DATA``, else None for the hub.
+
+    Raises:
+        ValueError: it does not exist.
+    """
+    given = data_dir if data_dir is not None else os.environ.get(DATA_DIR_VARIABLE)
+    if not given:
+        return None
+    folder = Path(given).expanduser().resolve()
+    if not folder.is_dir():
+        origin = "data_dir" if data_dir is not None else DATA_DIR_VARIABLE
+        raise ValueError(f"{origin}: folder {str(given)!r} does not exist; give the folder that holds <org>/<dataset>")
+    return folder
+
+
+def with_local_data(task: AbsTask, root: Path) -> AbsTask:
+    """A copy of the task that reads ``root/<org>/<name>`` in place of the hub dataset ``<org>/<name>``.
+
+    A folder ``root/<org>/<name>@<revision>``, with the revision that the task names, is preferred. The dataset revision
+    of the copy, which mteb writes into results, is ``local-`` and a hash of the folder's content. mteb's own task
+    objects and metadata are shared by the whole process and stay as they are.
+
+    Raises:
+        ValueError: the folder is missing, or may hold the rows of another version of the task.
+    """
+    own = copy.copy(task)
+    if isinstance(own, AbsTaskAggregate):
+        own.tasks = [with_local_data(part, root) for part in own.tasks]
+        own.taskname_to_task = {part.metadata.name: part for part in own.tasks}
+        own.metadata = own.metadata.model_copy(update={"tasks": own.tasks})
+        return own
+    folder = _folder(task, root)
+    dataset = {**task.metadata.dataset, "path": str(folder), "revision": f"local-{_content_hash(folder)}"}
+    own.metadata = task.metadata.model_copy(update={"dataset": dataset})
+    return own
+
+
+def local_revision(task: AbsTask) -> str | None:
+    """What identifies the local data of a task; None for data of the hub."""
+    if isinstance(task, AbsTaskAggregate):
+        parts = [local_revision(part) for part in task.tasks]
+        return None if None in parts else hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:12]
+    revision = task.metadata.dataset["revision"]
+    return revision.removeprefix("local-") if revision.startswith("local-") else None
+
+
+def _folder(task: AbsTask, root: Path) -> Path:
+    name, path, revision = task.metadata.name, task.metadata.dataset["path"], task.metadata.dataset["revision"]
+    exact = root / f"{path}@{revision}"
+    if exact.is_dir():
+        return exact
+    folder = root / path
+    if not folder.is_dir():
+        raise ValueError(
+            f"task {name!r}: folder {str(folder)!r} is missing; put a copy of the hub dataset {path!r} there, or leave "
+            f"data_dir (and {DATA_DIR_VARIABLE}) out to download it"
+        )
+    older = _earlier_version(task)
+    if older:
+        raise ValueError(
+            f"task {name!r}: {str(folder)!r} also serves {older!r}, which reads another revision, and no folder says "
+            f"whose rows it holds; put this task's rows into {exact.name!r} beside it"
+        )
+    return folder
+
+
+def _earlier_version(task: AbsTask) -> str | None:
+    """Another task that reads another revision of the same dataset, if this task is a later version (``.v2``)."""
+    name, dataset = task.metadata.name, task.metadata.dataset
+    if not re.search(r"\.v\d+$", name):
+        return None
+    for other in _registry().values():
+        same = other.metadata.dataset["path"] == dataset["path"]
+        if same and other.metadata.name != name and other.metadata.dataset["revision"] != dataset["revision"]:
+            return other.metadata.name
+    return None
+
+
+def _content_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            digest.update(f"{relative.as_posix()} {path.stat().st_size} ".encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:12]

@@ -1,0 +1,90 @@
+"""Loading what is to be evaluated: a checkpoint, a causal LM, a sentence-transformers or an mteb-registered model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mteb
+from huggingface_hub.errors import HfHubHTTPError
+from mteb.models.model_implementations import MODEL_REGISTRY
+from sentence_transformers import SentenceTransformer
+from transformers.utils import cached_file
+
+from ullme.models import ULLME, WrappedULLME
+from ullme.models.io import SETTINGS_FILE
+from ullme.models.packaged import PACKAGED_MODELS
+
+
+def load_model(name: str | Path, kind: str | None = None, **settings: Any) -> Any:
+    """A model for :func:`ullme.eval.evaluate`, of whatever kind it is.
+
+    Args:
+        name: a folder saved by ullme, a sentence-transformers folder or hub name, a name that mteb knows, or a causal
+            LM (folder, hub name, GGUF file, packaged model).
+        kind: ``checkpoint``, ``sentence-transformers``, ``mteb`` or ``causal-lm``; None finds out.
+        settings: of :class:`ullme.models.ULLME`, for a checkpoint and a causal LM.
+
+    Raises:
+        ValueError: no such model, an unknown kind, or settings that the kind does not take.
+    """
+    name = str(name)
+    kind = kind or kind_of(name)
+    if kind not in _LOADERS:
+        raise ValueError(f"kind: {kind!r} is unknown; use {', '.join(_LOADERS)}")
+    if settings and kind in ("sentence-transformers", "mteb"):
+        raise ValueError(
+            f"{', '.join(settings)}: {name!r} is a {kind} model, which brings its own; leave them out, or give "
+            "kind='causal-lm' to load its backbone"
+        )
+    return _LOADERS[kind](name, settings)
+
+
+def kind_of(name: str) -> str:
+    """The kind of a model by its files: ours first, then sentence-transformers', then what mteb knows by name."""
+    folder = Path(name).expanduser()
+    if folder.exists():
+        if (folder / SETTINGS_FILE).is_file():
+            return "checkpoint"
+        return "sentence-transformers" if (folder / "modules.json").is_file() else "causal-lm"
+    if name.lower() in PACKAGED_MODELS:
+        return "causal-lm"
+    if name in MODEL_REGISTRY:
+        return "mteb"
+    return "sentence-transformers" if _on_hub(name, "modules.json") else "causal-lm"
+
+
+def _on_hub(name: str, file: str) -> bool:
+    try:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False) is not None
+    except (OSError, ValueError, HfHubHTTPError):
+        return False  # the loader of a causal LM says what is wrong with the name
+
+
+def _checkpoint(name: str, settings: dict[str, Any]) -> Any:
+    return ULLME.from_pretrained(name, **settings).eval()
+
+
+def _causal_lm(name: str, settings: dict[str, Any]) -> Any:
+    return WrappedULLME(model_name_or_path=name, **settings)
+
+
+def _sentence_transformers(name: str, settings: dict[str, Any]) -> Any:
+    return SentenceTransformer(name)
+
+
+def _mteb(name: str, settings: dict[str, Any]) -> Any:
+    try:
+        return mteb.get_model(name)
+    except (ImportError, OSError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"model {name!r}: mteb knows it but cannot load it here ({reason})") from error
+
+
+_LOADERS: dict[str, Callable[[str, dict[str, Any]], Any]] = {
+    "checkpoint": _checkpoint,
+    "sentence-transformers": _sentence_transformers,
+    "mteb": _mteb,
+    "causal-lm": _causal_lm,
+}

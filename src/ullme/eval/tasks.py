@@ -1,0 +1,161 @@
+"""Which tasks to evaluate: by name, type, benchmark and language, always fresh and never mteb's shared objects."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+from collections.abc import Iterable, Sequence
+from typing import Any, cast, get_args
+
+import mteb
+from mteb.abstasks import AbsTask
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from mteb.abstasks.task_metadata import TaskType
+from mteb.languages import ISO_TO_LANGUAGE, PROGRAMMING_LANGS
+
+
+def select_tasks(
+    tasks: str | AbsTask | Iterable[str | AbsTask] | None = None,
+    benchmarks: str | Iterable[str] | None = None,
+    *,
+    task_types: str | Iterable[str] | None = None,
+    languages: Sequence[str] | None = None,
+    hf_subsets: Sequence[str] | None = None,
+    eval_splits: Sequence[str] | None = None,
+) -> list[AbsTask]:
+    """The tasks that were asked for, each once, narrowed to the languages, subsets and splits asked for.
+
+    A task that is named must carry the languages; of a type or a benchmark, tasks without them are left out.
+
+    Raises:
+        ValueError: nothing was asked for, or an unknown name (the message has the nearest one).
+    """
+    require_languages(languages)
+    named = _as_list(tasks)
+    chosen = [_narrowed(_fresh(task), languages, hf_subsets, eval_splits) for task in named]
+    offered = [task for name in _as_list(benchmarks) for task in _benchmark(name)] + _of_types(_as_list(task_types))
+    for task in offered:
+        if languages is None or any(carries(langs, languages) for langs in subset_languages(task).values()):
+            chosen.append(_narrowed(_fresh(task), languages, hf_subsets, eval_splits))
+    if not named and not offered:
+        raise ValueError("tasks: nothing to evaluate; give tasks, task_types or benchmarks by name")
+    unique = {task.metadata.name: task for task in chosen}
+    if not unique:
+        raise ValueError(f"languages: no task that was asked for carries {', '.join(languages or ())}; ask for others")
+    return list(unique.values())
+
+
+def require_languages(languages: Sequence[str] | None) -> None:
+    """Pass if all are ISO 639-3 codes such as "eng" or "eng-Latn"; else ValueError with the nearest."""
+    if isinstance(languages, str):
+        raise ValueError(f"langs: {languages!r} is one string; give a list, [{languages!r}]")
+    for code in languages or ():
+        bare = code.split("-")[0]
+        if bare in ISO_TO_LANGUAGE or bare in PROGRAMMING_LANGS:
+            continue
+        by_name = {name.casefold(): iso for iso, name in ISO_TO_LANGUAGE.items()}
+        near = difflib.get_close_matches(bare.casefold(), [*by_name, *ISO_TO_LANGUAGE], n=1)
+        hint = f"; did you mean {by_name.get(near[0], near[0])!r}?" if near else ""
+        raise ValueError(f"langs: {code!r} is no ISO 639-3 code such as 'eng' or 'deu'{hint}")
+
+
+def subset_languages(task: AbsTask) -> dict[str, list[str]]:
+    """Languages with script ("eng-Latn") of each subset that the task is narrowed to."""
+    languages = task.metadata.hf_subsets_to_langscripts
+    return {subset: languages[subset] for subset in task.hf_subsets if subset in languages}
+
+
+def carries(langscripts: Iterable[str], languages: Iterable[str]) -> bool:
+    """Whether any of these languages with script is one of the languages asked for, with or without script."""
+    wanted = set(languages)
+    return any(code in wanted or code.split("-")[0] in wanted for code in langscripts)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | AbsTask) else list(value)
+
+
+def _registry() -> dict[str, type[AbsTask]]:
+    # ``mteb.get_tasks`` the function hides ``mteb.get_tasks`` the module from attribute access.
+    return {task.metadata.name: task for task in importlib.import_module("mteb.get_tasks").TASK_LIST}
+
+
+def _fresh(task: str | AbsTask) -> AbsTask:
+    """A task of its own for this run: mteb's shared ones keep data, language filters and an advancing random state."""
+    if isinstance(task, str):
+        registry = _registry()
+        if task not in registry:
+            raise ValueError(f"task: {task!r} is unknown to mteb {mteb.__version__}{_nearest(task, registry)}")
+        return registry[task]()
+    if type(task) in _registry().values():
+        own = type(task)(seed=task.seed)
+    else:
+        own = copy.copy(task)
+        own.dataset, own.data_loaded = None, False
+    own.hf_subsets, own._eval_splits = list(task.hf_subsets), task._eval_splits
+    if "metadata" in vars(task):
+        own.metadata = task.metadata
+    return own
+
+
+def _benchmark(name: str) -> Iterable[AbsTask]:
+    try:
+        return mteb.get_benchmark(name).tasks
+    except KeyError:
+        known = [benchmark.name for benchmark in mteb.get_benchmarks()]
+        raise ValueError(f"benchmark: {name!r} is unknown to mteb {mteb.__version__}{_nearest(name, known)}") from None
+
+
+def _of_types(types: list[str]) -> list[AbsTask]:
+    for name in types:
+        if name not in get_args(TaskType):
+            raise ValueError(f"task type: {name!r} is unknown to mteb{_nearest(name, get_args(TaskType))}")
+    return (
+        list(mteb.get_tasks(task_types=cast(Any, types), modalities=["text"], exclusive_modality_filter=True))
+        if types
+        else []
+    )
+
+
+def _narrowed(
+    task: AbsTask, languages: Sequence[str] | None, subsets: Sequence[str] | None, splits: Sequence[str] | None
+) -> AbsTask:
+    """This task (changed in place) with the subsets and splits asked for; ValueError if it lacks one."""
+    name = task.metadata.name
+    if isinstance(task, AbsTaskAggregate):
+        if subsets or splits:
+            raise ValueError(f"task {name!r} joins several tasks; give hf_subsets and eval_splits to those instead")
+        return task
+    offered = subset_languages(task)
+    for subset in subsets or ():
+        if subset not in offered:
+            raise ValueError(f"hf_subsets: task {name!r} has no {subset!r}{_nearest(subset, offered)}")
+    for code in languages or ():
+        if not any(carries(langs, [code]) for langs in offered.values()):
+            has = sorted({lang.split("-")[0] for langs in offered.values() for lang in langs})
+            raise ValueError(f"langs: task {name!r} has no {code!r}, only {', '.join(has)}; ask for one of these")
+    for split in splits or ():
+        if split not in task.metadata.eval_splits:
+            raise ValueError(
+                f"eval_splits: task {name!r} has no {split!r}, only {', '.join(task.metadata.eval_splits)}"
+            )
+    kept = [
+        subset
+        for subset, langs in offered.items()
+        if (not subsets or subset in subsets) and (languages is None or carries(langs, languages))
+    ]
+    if not kept:
+        raise ValueError(
+            f"hf_subsets: none of {', '.join(subsets or ())} of task {name!r} carries the languages asked for"
+        )
+    task.hf_subsets = kept
+    return task.filter_eval_splits(list(splits)) if splits else task
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    folded = {k.casefold(): k for k in known}
+    near = difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(folded[n]) for n in near)}?" if near else "; nothing has a similar name"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -181,7 +181,11 @@ class ObjectiveInputs:
         return self.logp_BP / self.tokens_BP.clamp(min=1)
 
 
-def _moved(value, device):  # noqa: ANN001, ANN202 - one generic line for Texts and Batch
+Moved = TypeVar("Moved", Texts, Batch)
+
+
+def _moved(value: Moved, device: torch.device | str) -> Moved:
     """A copy of a frozen dataclass with every tensor (and nested Texts) on ``device``."""
-    there = {f.name: getattr(value, f.name) for f in fields(value)}
-    return replace(value, **{k: v.to(device) for k, v in there.items() if isinstance(v, Tensor | Texts)})
+    there: dict[str, Any] = {f.name: getattr(value, f.name) for f in fields(value)}
+    there = {name: v.to(device) for name, v in there.items() if isinstance(v, Tensor | Texts)}
+    return replace(value, **there)

@@ -47,7 +47,7 @@ def write_files(model: ULLME, folder: Path) -> None:
     """Write the checkpoint's files into an existing folder, ``ullme.json`` last."""
     model.tokenizer.save_pretrained(folder)
     if model.peft_model is not None:
-        model.peft_model.save_pretrained(folder)
+        model.peft_model.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     else:
         model.causal_lm.save_pretrained(folder)
@@ -134,8 +134,8 @@ def _require_base(model: ULLME, folder: Path, content: dict[str, Any]) -> None:
 
 def _portable(settings: ModelSettings) -> ModelSettings:
     """Settings that load this checkpoint: an adapter that was loaded from elsewhere is now in the folder itself."""
-    adapter = {"lora_name": settings.lora_name or "adapter"} if settings.has_adapter else {}
-    return replace(settings, adapter_path=None, device_map=None, **adapter)
+    lora_name = (settings.lora_name or "adapter") if settings.has_adapter else None
+    return replace(settings, adapter_path=None, device_map=None, lora_name=lora_name)
 
 
 def _replace_folder(new: Path, place: Path) -> None:

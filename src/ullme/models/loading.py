@@ -70,7 +70,7 @@ def load_causal_lm(settings: ModelSettings, source: str, config: Any) -> PreTrai
             possible on this machine.
     """
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
@@ -88,6 +88,7 @@ def load_causal_lm(settings: ModelSettings, source: str, config: Any) -> PreTrai
             f"model {settings.model_name_or_path!r}: its weights cannot be loaded ({_first_line(error)}); "
             "check that model.safetensors is complete and belongs to config.json"
         ) from error
+    model, info = loaded
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if missing:
         raise ValueError(

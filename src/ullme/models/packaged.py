@@ -79,9 +79,13 @@ def _convert(gguf: Path, target: Path) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        del model.config.quantization_config
-        tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
+        dequantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        config = dequantized.config
+        del config.quantization_config
+        # A model that was loaded from GGUF refuses to be saved; one built from the same config does not.
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(dequantized.state_dict())
+        tokenizer.model_max_length = config.get_text_config().max_position_embeddings
         tokenizer.save_pretrained(unfinished)
         model.save_pretrained(unfinished)
         os.replace(unfinished, target)

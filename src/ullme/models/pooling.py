@@ -49,9 +49,8 @@ class LatentAttention(nn.Module):
         self.network = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
-        for last in (self.attention.out_proj, self.network[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for last in (*self.attention.out_proj.parameters(), *self.network[-1].parameters()):
+            nn.init.zeros_(last)
 
     def forward(self, hidden_NTD: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
         """The mean over pooled tokens of what they became, (N, D)."""

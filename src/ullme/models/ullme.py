@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,7 +23,7 @@ from ullme.models.settings import ModelSettings
 from ullme.models.specs import head_transform
 from ullme.models.tensors import weights_digest
 from ullme.prompts import TextTokenizer
-from ullme.types import Batch, ObjectiveInputs, Texts
+from ullme.types import Attention, Batch, ObjectiveInputs, Texts
 
 
 class ULLME(nn.Module):
@@ -34,11 +35,11 @@ class ULLME(nn.Module):
     Attributes:
         settings: the arguments, as values.
         causal_lm: the Transformers model, LoRA layers inside it.
-        peft_model: the same model as peft sees it; None without an adapter.
         tokenizer: the Hugging Face tokenizer.
         text_tokenizer: the one way from text to token ids, used by training, encoding and evaluation.
         switch: how this architecture is told its attention.
         pooler: from hidden states to embeddings.
+        embedding_dimension: width D of an embedding.
 
     Raises:
         ValueError: a setting is wrong, the model cannot be found or loaded, or its attention cannot be switched.
@@ -56,8 +57,9 @@ class ULLME(nn.Module):
         self.tokenizer = load_tokenizer(self.settings, source)
         self.causal_lm: PreTrainedModel = load_causal_lm(self.settings, source, config)
         self.switch = attention_switch(self.causal_lm)
-        # The same modules as ``causal_lm``: kept out of the module tree, so that no parameter appears twice.
-        object.__setattr__(self, "peft_model", add_adapter(self.causal_lm, self.settings))
+        self.embedding_dimension = self._hidden_width()
+        # A tuple keeps the same modules as ``causal_lm`` out of the module tree, so that no parameter appears twice.
+        self._adapted = (add_adapter(self.causal_lm, self.settings),)
         self.pooler = Pooling(self.settings.pooling, self.embedding_dimension).to(self.device)
         self.text_tokenizer = TextTokenizer(
             self.tokenizer,
@@ -197,14 +199,14 @@ class ULLME(nn.Module):
         return self.causal_lm.dtype
 
     @property
-    def embedding_dimension(self) -> int:
-        """Width D of an embedding."""
-        return self.causal_lm.get_input_embeddings().embedding_dim
+    def peft_model(self) -> PeftModel | None:
+        """The causal LM as peft sees it; None without an adapter."""
+        return self._adapted[0]
 
     @property
-    def attention(self) -> str:
+    def attention(self) -> Attention:
         """Attention under which texts are embedded."""
-        return self.settings.attention
+        return cast(Attention, self.settings.attention)
 
     @property
     def pooling(self) -> str:
@@ -229,12 +231,17 @@ class ULLME(nn.Module):
     def _embedding_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
+    @torch.no_grad()
+    def _hidden_width(self) -> int:
+        one_NT = torch.ones(1, 1, dtype=torch.long, device=self.device)
+        return self.switch.hidden(self.causal_lm, one_NT, one_NT, "causal").shape[-1]
+
     def _head(self, hidden_XD: Tensor) -> Tensor:
         logits_XV = self.causal_lm.get_output_embeddings()(hidden_XD)
         return head_transform(self.config)(logits_XV)
 
     def _embed_padded(self, ids_NT: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
-        hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, self.settings.attention)
+        hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, self.attention)
         return self.pooler(hidden_NTD, mask_NT, pooled_NT)
 
     def _objective_inputs(self, batch: Batch, embed: bool, score: bool, reference: bool) -> ObjectiveInputs:
@@ -246,10 +253,10 @@ class ULLME(nn.Module):
             filled["passage_BPD"] = self.embed_texts(batch.passage).unflatten(0, shape_BP)
         if (score or reference) and batch.generation is None:
             raise ValueError("batch.generation: is None but likelihoods are needed; use PairCollator(generation=True)")
-        if score:
+        if score and batch.generation is not None:
             logp_N, tokens_N = self.score_texts(batch.generation)
             filled |= {"logp_BP": logp_N.unflatten(0, shape_BP), "tokens_BP": tokens_N.unflatten(0, shape_BP)}
-        if reference:
+        if reference and batch.generation is not None:
             filled["ref_logp_BP"] = self._reference_logp(batch.generation).unflatten(0, shape_BP)
         return ObjectiveInputs.of(batch, **filled)
 

@@ -1,0 +1,40 @@
+"""Random batches of token ids, for tests that need no text."""
+
+from __future__ import annotations
+
+import torch
+
+from ullme.types import Batch, Texts
+
+
+def random_texts(generator: torch.Generator, lengths: list[int], skip: list[int] | None = None) -> Texts:
+    """Texts of these lengths over the tiny vocabulary, special tokens left out."""
+    return Texts.from_lists(
+        [torch.randint(3, 384, (length,), generator=generator).tolist() for length in lengths], skip
+    )
+
+
+def random_batch(queries: int, passages: int, seed: int, generation: bool = False, ragged: bool = False) -> Batch:
+    """A batch of unequal texts; ``ragged`` takes the last passages of every second query away."""
+    g = torch.Generator().manual_seed(seed)
+    count = queries * passages
+    mask_BP = torch.ones(queries, passages, dtype=torch.bool)
+    if ragged:
+        mask_BP[1::2, max(1, passages - 1) :] = False
+    present = mask_BP.flatten().tolist()
+    lengths = [n if here else 0 for n, here in zip(torch.randint(3, 12, (count,), generator=g).tolist(), present)]
+    heads = torch.randint(2, 6, (count,), generator=g).tolist()
+    full = [head + n if n else 0 for head, n in zip(heads, lengths)]
+    skip = [head if n else 0 for head, n in zip(heads, lengths)]
+    positive_BP = torch.zeros(queries, passages, dtype=torch.bool)
+    positive_BP[:, 0] = True
+    return Batch(
+        query=random_texts(g, torch.randint(2, 9, (queries,), generator=g).tolist()),
+        passage=random_texts(g, lengths),
+        generation=random_texts(g, full, skip) if generation else None,
+        passage_mask_BP=mask_BP,
+        positive_mask_BP=positive_BP,
+        query_key_B=torch.arange(queries) + 1_000,
+        passage_key_BP=torch.arange(count).view(queries, passages),
+        row_ids=tuple(f"row:{b}" for b in range(queries)),
+    )

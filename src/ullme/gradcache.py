@@ -1,0 +1,268 @@
+"""One training step whose gradient is that of the whole global batch, in the memory of one chunk.
+
+GradCache (Gao et al. 2021): embeddings of all chunks without gradient, the coupled loss and its gradient with respect
+to the embeddings, then each chunk once more with gradient. Losses that read one query's own passages are computed in
+that second pass. The step knows neither model nor objective: both are callables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ullme import distributed
+from ullme.batching import consecutive_chunks
+from ullme.types import Batch, ObjectiveInputs, Texts
+
+Forward = Callable[[Batch], ObjectiveInputs]
+Cache = tuple[Tensor, Tensor]  # gradient of the coupled loss at the embeddings: query_BD, passage_BPD
+
+
+class Term(Protocol):
+    """A weighted term of the loss, as the step sees it."""
+
+    @property
+    def weight(self) -> float:
+        """The factor of its mean in the total."""
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether it must see the embeddings of the global batch."""
+
+    def __call__(self, inputs: ObjectiveInputs) -> Tensor:
+        """One loss per query, (B,)."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured: global means (scalars, unweighted but for ``total``) and this rank's losses per query."""
+
+    total: Tensor
+    losses: dict[str, Tensor]
+    loss_B: dict[str, Tensor]
+    chunks: int
+
+    def rows_not_finite(self, row_ids: Sequence[str]) -> list[str]:
+        """The ids of this rank's queries with a NaN or infinite loss."""
+        bad_B = ~torch.stack([torch.isfinite(loss_B) for loss_B in self.loss_B.values()]).all(0)
+        return [row_id for row_id, bad in zip(row_ids, bad_B.tolist(), strict=True) if bad]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Whole queries that share a forward pass; an idle one keeps other ranks company, holds no query of the batch."""
+
+    rows: slice
+    batch: Batch
+    seed: int
+    idle: bool = False
+
+
+def gradcache_step(
+    batch: Batch,
+    *,
+    forward: Forward,
+    objectives: Mapping[str, Term],
+    embed: Forward | None = None,
+    chunk_tokens: int | None = None,
+    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    no_sync: Callable[[], AbstractContextManager] = nullcontext,
+    gradient_scale: float = 1.0,
+) -> StepResult:
+    """Accumulate the gradient of the global batch's weighted mean loss into the model's parameters.
+
+    Every query counts once, whatever the chunks and ranks; a row without passages is padding and does not count. Each
+    chunk draws its random numbers (dropout) from a seed of its own in both passes, so that the second pass repeats the
+    first; ``forward`` must therefore embed before it does anything else that draws.
+
+    Args:
+        batch: this rank's queries; none, where the global batch has fewer than there are ranks.
+        forward: a chunk to its inputs, with gradient.
+        objectives: the terms, by the names under which they are reported.
+        embed: a chunk to its embeddings alone, called without gradient; ``forward`` when None.
+        chunk_tokens: tokens of one chunk (a longer query stands alone); None takes all in one chunk.
+        backward: accumulates a loss's gradient.
+        no_sync: a context in which ranks do not exchange gradients; all chunks but the last run in it.
+        gradient_scale: the number of ranks where the wrapper averages gradients over them, else 1.
+    """
+    chunks = _chunks(batch, chunk_tokens)
+    coupled = {name: term for name, term in objectives.items() if term.couples_batch}
+    separate = {name: term for name, term in objectives.items() if not term.couples_batch}
+    count = distributed.global_sum(_exists(batch).sum(), batch.passage_mask_BP.device).item()
+    # one chunk: its graph is kept, and nothing has to run twice
+    kept = _seeded(forward, chunks[0]) if len(chunks) == 1 else None
+    cache: Cache | None = None
+    loss_B: dict[str, Tensor] = {}
+    if coupled:
+        with torch.no_grad():
+            first = [kept] if kept is not None else [_seeded(embed or forward, chunk) for chunk in chunks]
+        cache, loss_B = _coupled_gradient(_joined(batch, chunks, first), coupled, count)
+    parts: dict[str, list[Tensor]] = {name: [] for name in separate}
+    for i, chunk in enumerate(chunks):
+        with no_sync() if i < len(chunks) - 1 else nullcontext():
+            inputs = kept if kept is not None else _seeded(forward, chunk)
+            chunk_loss_B = {name: _counted(term(inputs), chunk.batch) for name, term in separate.items()}
+            summands = [separate[name].weight * value_B.sum() / count for name, value_B in chunk_loss_B.items()]
+            summands += [] if cache is None else [_surrogate(inputs, cache, chunk)]
+            backward(torch.stack(summands).sum() * (0.0 if chunk.idle else gradient_scale))
+        for name, value_B in chunk_loss_B.items():
+            parts[name].append(value_B.detach()[:0] if chunk.idle else value_B.detach())
+    loss_B |= {name: torch.cat(values) for name, values in parts.items()}
+    return _result({name: loss_B[name] for name in objectives}, objectives, count, len(chunks))
+
+
+@torch.no_grad()
+def batch_losses(
+    batch: Batch, *, forward: Forward, objectives: Mapping[str, Term], chunk_tokens: int | None = None
+) -> StepResult:
+    """The losses of this rank's batch alone, without gradient: what evaluation reports. Nothing crosses ranks."""
+    index = _cut(batch, chunk_tokens)
+    chunks = [_Chunk(slice(rows[0], rows[-1] + 1), batch.rows(rows), seed=0) for rows in index]
+    found = [forward(chunk.batch) for chunk in chunks]
+    count = float(_exists(batch).sum())
+    separate = {name: term for name, term in objectives.items() if not term.couples_batch}
+    loss_B = {
+        name: torch.cat([_counted(term(inputs), chunk.batch) for chunk, inputs in zip(chunks, found, strict=True)])
+        for name, term in separate.items()
+    }
+    if len(separate) < len(objectives):
+        whole = _joined(batch, chunks, found)
+        loss_B |= {n: _counted(term(whole), batch) for n, term in objectives.items() if term.couples_batch}
+    losses = {name: loss_B[name].sum() / count for name in objectives}
+    total = torch.stack([term.weight * losses[name] for name, term in objectives.items()]).sum()
+    return StepResult(total, losses, loss_B, len(chunks))
+
+
+def _cut(batch: Batch, chunk_tokens: int | None) -> list[list[int]]:
+    if chunk_tokens is None or len(batch) == 0:
+        return [list(range(len(batch)))] if len(batch) else []
+    return consecutive_chunks(batch.tokens_B().tolist(), chunk_tokens)
+
+
+def _chunks(batch: Batch, chunk_tokens: int | None) -> list[_Chunk]:
+    """The batch's queries in order, in as many chunks as the rank that needs most.
+
+    A rank that needs fewer splits the chunks with most queries further, and where single queries are left, idles.
+    """
+    index = _cut(batch, chunk_tokens)
+    target = max(1, distributed.global_max(len(index), batch.passage_mask_BP.device))
+    while len(index) < min(target, len(batch)):
+        largest = max(range(len(index)), key=lambda i: len(index[i]))
+        rows = index[largest]
+        index[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    # ranks usually start from one seed: the rank's number keeps their dropout masks apart
+    seeds = (torch.randint(2**62, (target,)) + distributed.rank()).tolist()
+    chunks = [_Chunk(slice(r[0], r[-1] + 1), batch.rows(r), s) for r, s in zip(index, seeds, strict=False)]
+    return chunks + [_Chunk(slice(0, 0), _idle_batch(batch), s, idle=True) for s in seeds[len(index) :]]
+
+
+def _idle_batch(batch: Batch) -> Batch:
+    """A query and a passage of one token each, so that a rank without queries runs the model as the others do."""
+    one = Texts.from_lists([[0]])
+    exists_BP = torch.ones(1, 1, dtype=torch.bool)
+    keys_BP = torch.zeros(1, 1, dtype=torch.long)
+    generation = None if batch.generation is None else Texts.from_lists([[0, 0]], skip=[1])
+    idle = Batch(one, one, generation, exists_BP, exists_BP, keys_BP[0], keys_BP, ("",))
+    return idle.to(batch.passage_mask_BP.device)
+
+
+def _seeded(function: Forward, chunk: _Chunk) -> ObjectiveInputs:
+    with chunk_randomness(chunk.seed):
+        return function(chunk.batch)
+
+
+@contextmanager
+def chunk_randomness(seed: int) -> Iterator[None]:
+    """Inside, random numbers of the CPU and the GPU follow from ``seed``; outside, nothing has happened."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _joined(batch: Batch, chunks: Sequence[_Chunk], found: Sequence[ObjectiveInputs]) -> ObjectiveInputs:
+    """The batch's embeddings from those of its chunks, without gradient."""
+    pairs = [_embeddings(inputs) for chunk, inputs in zip(chunks, found, strict=True) if not chunk.idle]
+    if not pairs:  # this rank has no query, yet takes part with as wide an embedding as the others
+        query_BD, passages = _embeddings(found[0])[0][:0], batch.passage_mask_BP.shape[1]
+        pairs = [(query_BD, query_BD.new_zeros(0, passages, query_BD.shape[-1]))]
+    return ObjectiveInputs.of(
+        batch,
+        query_BD=torch.cat([query_BD.detach() for query_BD, _ in pairs]),
+        passage_BPD=torch.cat([passage_BPD.detach() for _, passage_BPD in pairs]),
+    )
+
+
+def _embeddings(inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
+    assert inputs.query_BD is not None and inputs.passage_BPD is not None, "the forward pass did not embed"
+    return inputs.query_BD, inputs.passage_BPD
+
+
+def _coupled_gradient(
+    local: ObjectiveInputs, terms: Mapping[str, Term], count: float
+) -> tuple[Cache, dict[str, Tensor]]:
+    """Gradient of the coupled terms' global mean with respect to this rank's embeddings, and this rank's losses.
+
+    Every rank evaluates the global loss and takes its own rows of the gradient: exact, without autograd across ranks.
+    """
+    whole, own = _gathered(local)
+    leaves = [rows.detach().requires_grad_() for rows in _embeddings(whole)]
+    inputs = replace(whole, query_BD=leaves[0], passage_BPD=leaves[1])
+    exists_B = inputs.passage_mask_BP.any(1)
+    with torch.enable_grad():
+        loss_B = {name: torch.where(exists_B, term(inputs), 0.0) for name, term in terms.items()}
+        total = torch.stack([terms[name].weight * value_B.sum() for name, value_B in loss_B.items()]).sum() / count
+    query_BD, passage_BPD = torch.autograd.grad(total, leaves, materialize_grads=True)
+    cache = (query_BD[own], passage_BPD[own, : local.passage_mask_BP.shape[1]])
+    return cache, {name: value_B.detach()[own] for name, value_B in loss_B.items()}
+
+
+def _gathered(local: ObjectiveInputs) -> tuple[ObjectiveInputs, slice]:
+    """The inputs of all ranks' queries, and where this rank's stand; other ranks' row ids are empty."""
+    query_BD, passage_BPD = _embeddings(local)
+    passages = local.passage_mask_BP.shape[1]
+    missing = distributed.global_max(passages, local.passage_mask_BP.device) - passages
+    query_BD, own = distributed.gather_rows(query_BD)
+    others = ("",) * (query_BD.shape[0] - len(local.row_ids) - own.start)
+    whole = ObjectiveInputs(
+        # gloo and nccl reduce no bool
+        passage_mask_BP=distributed.gather_rows(pad(local.passage_mask_BP.byte(), (0, missing)))[0].bool(),
+        positive_mask_BP=distributed.gather_rows(pad(local.positive_mask_BP.byte(), (0, missing)))[0].bool(),
+        query_key_B=distributed.gather_rows(local.query_key_B)[0],
+        passage_key_BP=distributed.gather_rows(pad(local.passage_key_BP, (0, missing)))[0],
+        row_ids=("",) * own.start + local.row_ids + others,
+        query_BD=query_BD,
+        passage_BPD=distributed.gather_rows(pad(passage_BPD, (0, 0, 0, missing)))[0],
+    )
+    return whole, own
+
+
+def _surrogate(inputs: ObjectiveInputs, cache: Cache, chunk: _Chunk) -> Tensor:
+    """<embedding, cached gradient>: its gradient is the coupled terms' gradient through this chunk."""
+    query_BD, passage_BPD = _embeddings(inputs)
+    if chunk.idle:  # touches what the other ranks' chunks touch
+        return query_BD.sum() + passage_BPD.sum()
+    return (query_BD * cache[0][chunk.rows]).sum() + (passage_BPD * cache[1][chunk.rows]).sum()
+
+
+def _exists(batch: Batch) -> Tensor:
+    return batch.passage_mask_BP.any(1)
+
+
+def _counted(loss_B: Tensor, batch: Batch) -> Tensor:
+    return torch.where(_exists(batch), loss_B, 0.0)
+
+
+def _result(loss_B: dict[str, Tensor], terms: Mapping[str, Term], count: float, chunks: int) -> StepResult:
+    names = list(loss_B)
+    local_N = torch.stack([loss_B[name].double().sum() for name in names])
+    mean_N = distributed.global_sum(local_N, local_N.device) / count
+    losses = dict(zip(names, mean_N, strict=True))
+    total = torch.stack([terms[name].weight * losses[name] for name in names]).sum()
+    return StepResult(total, losses, loss_B, chunks)

@@ -1,0 +1,65 @@
+"""What an objective is: a weighted term of the training loss whose configuration is the object itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from ullme.types import ObjectiveInputs
+
+Need = Literal["embedding", "logp", "reference"]
+
+#: The fields of ObjectiveInputs that stand behind each need.
+FIELDS_OF_NEED: dict[Need, tuple[str, ...]] = {
+    "embedding": ("query_BD", "passage_BPD"),
+    "logp": ("logp_BP", "tokens_BP"),
+    "reference": ("ref_logp_BP",),
+}
+
+
+class Objective(BaseModel):
+    """One term of the loss: maps the inputs of B queries to one loss per query.
+
+    A subclass states its options as fields, among them ``type: Literal["its_name"]``, and computes :meth:`loss_B`.
+    It knows no model, chunk, rank or device; the training step applies ``weight`` and averages over the global batch.
+
+    Attributes:
+        weight: the term's lambda.
+        couples_batch: whether a query's loss depends on other queries' embeddings; such a term receives the inputs of
+            the global batch, any other one those of the queries of one chunk.
+        needs: what the model must compute for it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    couples_batch: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    type: str
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+
+    def loss_B(self, inputs: ObjectiveInputs) -> Tensor:  # noqa: N802 - the suffix is the shape
+        """The loss of each query, (B,); inputs are float32 or float64 and autocast is off."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: ObjectiveInputs) -> Tensor:
+        """The loss of each query, (B,), computed in float32 (float64 where the inputs are), whatever autocast says."""
+        for need in self.needs:
+            for field in FIELDS_OF_NEED[need]:
+                assert getattr(inputs, field) is not None, f"{self.type}: the inputs lack {field}"
+        with torch.autocast(inputs.passage_mask_BP.device.type, enabled=False):
+            return self.loss_B(_at_least_float32(inputs))
+
+
+def _at_least_float32(inputs: ObjectiveInputs) -> ObjectiveInputs:
+    """The same inputs with half-precision tensors widened: a softmax over bf16 scores loses the ranking."""
+    wide = {}
+    for name in ("query_BD", "passage_BPD", "logp_BP", "ref_logp_BP"):
+        value = getattr(inputs, name)
+        if value is not None and value.dtype in (torch.float16, torch.bfloat16):
+            wide[name] = value.float()
+    return replace(inputs, **wide) if wide else inputs

@@ -1,0 +1,74 @@
+"""Whole-batch autograd, written independently of the step it judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ullme.gradcache import gradcache_step
+from ullme.objectives import PRESETS, Objective, named, needs_of
+from ullme.types import Batch, ObjectiveInputs
+
+Forward = Callable[[Batch], ObjectiveInputs]
+
+
+def forward_of(model: nn.Module, objectives: tuple[Objective, ...], embed_only: bool = False) -> Forward:
+    needs = needs_of(objectives)
+    asked = {"embed": "embedding" in needs, "score": "logp" in needs, "reference": "reference" in needs}
+    if embed_only:
+        asked = {"embed": True, "score": False, "reference": False}
+    return lambda batch: model(batch=batch, **asked)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def relative_error(found: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Norm of the difference over the norm, all parameters together; missing gradients count as zero."""
+    assert set(found) | set(right), "no gradient at all"
+    names = set(found) | set(right)
+    zero = torch.zeros(())
+    difference = sum(float((found.get(n, zero) - right.get(n, zero)).double().square().sum()) for n in names)
+    return (difference / sum(float(g.double().square().sum()) for g in right.values())) ** 0.5
+
+
+def step_gradient(
+    model: nn.Module, batch: Batch, preset: str, chunk_tokens: int | None, forward: Forward | None = None
+) -> tuple[dict[str, Tensor], float, int]:
+    """Gradient, total loss and number of chunks of a GradCache step."""
+    objectives = PRESETS[preset]
+    model.zero_grad()
+    result = gradcache_step(
+        batch,
+        forward=forward or forward_of(model, objectives),
+        embed=forward_of(model, objectives, embed_only=True),
+        objectives=named(objectives),
+        chunk_tokens=chunk_tokens,
+    )
+    return gradients(model), float(result.total), result.chunks
+
+
+def whole_gradient(
+    model: nn.Module, batch: Batch, preset: str, parts: list[tuple[Batch, Tensor]] | None = None
+) -> tuple[dict[str, Tensor], float]:
+    """Gradient and loss of one autograd graph over the batch, in one piece or in parts with their own RNG states."""
+    objectives = PRESETS[preset]
+    forward = forward_of(model, objectives)
+    model.zero_grad()
+    pieces = []
+    for part, state in parts or [(batch, torch.get_rng_state())]:
+        torch.set_rng_state(state)
+        pieces.append(forward(part))
+    tensors = ("query_BD", "passage_BPD", "logp_BP", "ref_logp_BP", "tokens_BP")
+    joined = {
+        name: torch.cat([getattr(piece, name) for piece in pieces])
+        for name in tensors
+        if getattr(pieces[0], name) is not None
+    }
+    inputs = ObjectiveInputs.of(batch, **joined)
+    total = sum(objective.weight * objective(inputs).mean() for objective in objectives)
+    total.backward()
+    return gradients(model), float(total.detach())

@@ -22,10 +22,11 @@ def random_batch(queries: int, passages: int, seed: int, generation: bool = Fals
     if ragged:
         mask_BP[1::2, max(1, passages - 1) :] = False
     present = mask_BP.flatten().tolist()
-    lengths = [n if here else 0 for n, here in zip(torch.randint(3, 12, (count,), generator=g).tolist(), present)]
+    sizes = torch.randint(3, 12, (count,), generator=g).tolist()
+    lengths = [n if here else 0 for n, here in zip(sizes, present, strict=True)]
     heads = torch.randint(2, 6, (count,), generator=g).tolist()
-    full = [head + n if n else 0 for head, n in zip(heads, lengths)]
-    skip = [head if n else 0 for head, n in zip(heads, lengths)]
+    full = [head + n if n else 0 for head, n in zip(heads, lengths, strict=True)]
+    skip = [head if n else 0 for head, n in zip(heads, lengths, strict=True)]
     positive_BP = torch.zeros(queries, passages, dtype=torch.bool)
     positive_BP[:, 0] = True
     return Batch(

@@ -19,7 +19,7 @@ def model(tiny_models):
 def test_names_and_defaults_are_those_of_sentence_transformers():
     theirs = inspect.signature(SentenceTransformer.encode).parameters
     for name, parameter in inspect.signature(ULLME.encode).parameters.items():
-        if name not in ("self", "model", "sentences"):
+        if name not in ("model", "sentences", "attention"):
             assert parameter.default == theirs[name].default, name
 
 
@@ -63,6 +63,12 @@ def test_encoding_leaves_the_mode_of_every_module(model):
     model.encode("cat")
     assert model.training and not model.pooler.training
     model.pooler.train()
+
+
+def test_attention_of_one_call_wins_over_the_models_own(tiny_models, model):
+    causal = tiny_ullme(tiny_models, attention="causal")
+    assert np.array_equal(model.encode(SENTENCES, attention="causal"), causal.encode(SENTENCES))
+    assert np.array_equal(causal.encode(SENTENCES, attention="bidirectional"), model.encode(SENTENCES))
 
 
 def test_a_value_that_is_no_string_is_named(model):

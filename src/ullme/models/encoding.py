@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ullme.batching import length_sorted_batches
 from ullme.models.lora import eval_mode
-from ullme.types import Texts
+from ullme.types import Attention, Texts
 
 if TYPE_CHECKING:
     from ullme.models.ullme import ULLME
@@ -48,6 +48,7 @@ def encode(
     device: str | torch.device | None = None,
     normalize_embeddings: bool = False,
     truncate_dim: int | None = None,
+    attention: Attention | None = None,
 ) -> np.ndarray | Tensor | list[Tensor]:
     """Embeddings of sentences, in their order; they do not depend on ``batch_size`` or on each other.
 
@@ -63,6 +64,7 @@ def encode(
         device: move the model there first.
         normalize_embeddings: to length 1, after truncation.
         truncate_dim: keep the first dimensions only.
+        attention: ``bidirectional`` or ``causal`` for this call; None is the model's own.
 
     Returns:
         (D,) for one string, else (len(sentences), D), float32; a list of tensors when neither conversion is asked for.
@@ -82,7 +84,7 @@ def encode(
     tokenized = model.text_tokenizer.texts(texts, _prompt_text(model.prompts, prompt_name, prompt))
     if show_progress_bar is None:
         show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
-    rep_ND = _embed(model, tokenized, batch_size * TOKENS_PER_TEXT, show_progress_bar)
+    rep_ND = _embed(model, tokenized, batch_size * TOKENS_PER_TEXT, show_progress_bar, attention)
     rep_ND = rep_ND[:, :truncate_dim]
     if normalize_embeddings:
         rep_ND = torch.nn.functional.normalize(rep_ND, dim=-1)
@@ -111,10 +113,10 @@ def _prompt_text(prompts: Mapping[str, str], prompt_name: str | None, prompt: st
     return prompts[prompt_name]
 
 
-def _embed(model: ULLME, texts: Texts, max_tokens: int, progress: bool) -> Tensor:
+def _embed(model: ULLME, texts: Texts, max_tokens: int, progress: bool, attention: Attention | None) -> Tensor:
     rep_ND = torch.empty(len(texts), model.embedding_dimension, dtype=torch.float32, device=model.device)
     with eval_mode(model), tqdm(total=len(texts), desc="Encoding", unit="text", disable=not progress) as bar:
         for rows in forward_batches(texts, max_tokens):
-            rep_ND[rows] = model.embed_texts(texts.rows(rows)).to(rep_ND.dtype)
+            rep_ND[rows] = model.embed_texts(texts.rows(rows), attention).to(rep_ND.dtype)
             bar.update(len(rows))
     return rep_ND

@@ -117,13 +117,16 @@ class ULLME(nn.Module):
         """Transformers' ``generate``, causal, with the adapter."""
         return self._generator.generate(**kwargs)
 
-    def embed_texts(self, texts: Texts) -> Tensor:
-        """Embeddings (N, D) of tokenised texts, in their order; an absent text (length 0) is the zero vector."""
+    def embed_texts(self, texts: Texts, attention: Attention | None = None) -> Tensor:
+        """Embeddings (N, D) of tokenised texts, in their order; an absent text (length 0) is the zero vector.
+
+        ``attention`` is the model's own unless given.
+        """
         rep_ND = torch.zeros(len(texts), self.embedding_dimension, device=self.device, dtype=self._embedding_dtype)
         for rows in encoding.forward_batches(texts):
             part = texts.rows(rows).to(self.device)
             ids_NT, mask_NT = part.pad(self.tokenizer.pad_token_id)
-            rep = self._embed_padded(ids_NT, mask_NT, part.scored_NT(mask_NT))
+            rep = self._embed_padded(ids_NT, mask_NT, part.scored_NT(mask_NT), attention)
             rep_ND = rep_ND.index_copy(0, torch.tensor(rows, device=self.device), rep)
         return rep_ND
 
@@ -240,8 +243,10 @@ class ULLME(nn.Module):
         logits_XV = self.causal_lm.get_output_embeddings()(hidden_XD)
         return head_transform(self.config)(logits_XV)
 
-    def _embed_padded(self, ids_NT: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
-        hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, self.attention)
+    def _embed_padded(
+        self, ids_NT: Tensor, mask_NT: Tensor, pooled_NT: Tensor, attention: Attention | None = None
+    ) -> Tensor:
+        hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, attention or self.attention)
         return self.pooler(hidden_NTD, mask_NT, pooled_NT)
 
     def _objective_inputs(self, batch: Batch, embed: bool, score: bool, reference: bool) -> ObjectiveInputs:

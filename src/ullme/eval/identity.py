@@ -85,7 +85,7 @@ def _sentence_transformer(model: SentenceTransformer) -> str:
     for name, module in model.named_children():
         describe = getattr(module, "get_config_dict", None)
         backbone: Any = getattr(getattr(module, "model", None), "config", None)
-        config = [describe() if callable(describe) else None, backbone.to_dict() if backbone is not None else None]
+        config = [describe() if callable(describe) else None, _without_origin(backbone)]
         modules.append([name, type(module).__name__, config])
     content = {
         "modules": modules,
@@ -97,6 +97,13 @@ def _sentence_transformer(model: SentenceTransformer) -> str:
         "weights": weights_digest(model),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _without_origin(config: Any) -> Any:
+    """The values of a backbone's config, but for where it was loaded from and by which version."""
+    if config is None:
+        return None
+    return {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
 
 
 def _tokenizer(tokenizer: Any) -> Any:

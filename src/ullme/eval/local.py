@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+from datasets import get_dataset_config_names
 from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
@@ -41,7 +42,7 @@ def with_local_data(task: AbsTask, root: Path) -> AbsTask:
     objects and metadata are shared by the whole process and stay as they are.
 
     Raises:
-        ValueError: the folder is missing, or may hold the rows of another version of the task.
+        ValueError: the folder is missing, lacks a subset, or may hold the rows of another version of the task.
     """
     own = copy.copy(task)
     if isinstance(own, AbsTaskAggregate):
@@ -50,6 +51,7 @@ def with_local_data(task: AbsTask, root: Path) -> AbsTask:
         own.metadata = own.metadata.model_copy(update={"tasks": own.tasks})
         return own
     folder = _folder(task, root)
+    _require_subsets(task, folder)
     dataset = {**task.metadata.dataset, "path": str(folder), "revision": f"local-{_content_hash(folder)}"}
     own.metadata = task.metadata.model_copy(update={"dataset": dataset})
     return own
@@ -82,6 +84,19 @@ def _folder(task: AbsTask, root: Path) -> Path:
             f"whose rows it holds; put this task's rows into {exact.name!r} beside it"
         )
     return folder
+
+
+def _require_subsets(task: AbsTask, folder: Path) -> None:
+    if not task.metadata.is_multilingual or task.fast_loading:
+        return
+    configs = get_dataset_config_names(str(folder))
+    there = [s for s in task.metadata.hf_subsets if any(c == s or c.startswith(f"{s}-") for c in configs)]
+    absent = [s for s in task.hf_subsets if s not in there]
+    if absent:
+        raise ValueError(
+            f"task {task.metadata.name!r}: {str(folder)!r} has no subset {absent[0]!r}; add it, or ask for "
+            f"those that are there (hf_subsets={there}, or their languages)"
+        )
 
 
 def _earlier_version(task: AbsTask) -> str | None:

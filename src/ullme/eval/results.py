@@ -101,7 +101,8 @@ def language_scores(task: AbsTask, result: TaskResult, languages: Sequence[str] 
     found = languages or sorted({code.split("-")[0] for e in entries for code in e["languages"]})
     scores = []
     for language in found:
-        values = [float(e["main_score"]) for e in entries if carries(e["languages"], [language])]
+        # mteb keeps six digits: a fresh score must not differ from the same score read again.
+        values = [round(float(e["main_score"]), 6) for e in entries if carries(e["languages"], [language])]
         if values:
             meta = task.metadata
             scores.append(

@@ -64,11 +64,16 @@ class TextFile:
             yield str(row[found_id[0]] if found_id else number), text
 
     def _numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        if self.path.suffix == ".txt" and self.path.is_file():
-            with self.path.open(encoding="utf-8") as file:
-                yield from ((number, {"text": line.rstrip("\n")}) for number, line in enumerate(file, start=1))
-        else:
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: no such file; check the path")
+        if self.path.suffix != ".txt":
             yield from READERS[format_of(str(self.path))](str(self.path))
+            return
+        with self.path.open(encoding="utf-8") as file:
+            try:
+                yield from ((number, {"text": line.rstrip("\n")}) for number, line in enumerate(file, start=1))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self.path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
 
 def encode_file(
@@ -154,6 +159,7 @@ def _appearing(output: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         yield unfinished
+        unfinished.chmod(0o755)
         os.replace(unfinished, output)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

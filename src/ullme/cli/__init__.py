@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import typer
 
@@ -20,12 +21,11 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 
 #: click's UsageError, by way of a public name: newer releases of typer carry click within themselves.
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 app = typer.Typer(
     name="ullme",
     help="Turn any decoder-only LLM into a text embedder: train, score, encode, search.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 app.command("quickstart")(quickstart)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A mistake (a ValueError, a file that cannot be read or written, a wrong option) is one line on stderr;
     ``ULLME_TRACEBACK=1`` shows where it was raised. Anything else is a bug and keeps its traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _quiet_libraries()
     try:
         return app(args=arguments, prog_name="ullme", standalone_mode=False) or 0
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted" + _resume_hint(arguments), INTERRUPTED)
     except _UsageError as error:
         command = " ".join(["ullme", *(a for a in arguments[:1] if a in _command_names())])
-        return _fail(f"{error.format_message()} (see {command} --help)")  # type: ignore[attr-defined]
+        return _fail(f"{error.format_message()} (see {command} --help)")
     except (ValueError, OSError) as error:
         if os.environ.get("ULLME_TRACEBACK"):
             raise
@@ -89,7 +89,7 @@ def _command_names() -> list[str]:
 
 def _quiet_libraries() -> None:
     """Leave stderr to our own messages; progress bars only where someone watches them."""
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
     if not sys.stderr.isatty():
         quiet |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
     for name, value in quiet.items():

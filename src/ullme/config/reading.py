@@ -35,9 +35,9 @@ def read_run_file(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply(content, override)
     try:
-        values = OmegaConf.to_container(content, resolve=True)
+        values = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {_first_line(error)}; correct the interpolation") from error
+        raise ValueError(f"{path}: {error.full_key}: {_first_line(error)}; write a value there") from error
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -161,7 +161,7 @@ def _apply(content: DictConfig, override: str) -> None:
     if not equals or not key.strip():
         raise ValueError(f"override {override!r}: is not key=value; write for instance trainer.learning_rate=1e-4")
     try:
-        value = OmegaConf.from_dotlist([f"value={text}"])["value"]
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
         if key.startswith("objectives."):
             content["objectives"] = preset_expanded(content.get("objectives", "contrastive"))
         OmegaConf.update(content, key, value, merge=False, force_add=True)

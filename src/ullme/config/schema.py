@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from omegaconf import OmegaConf
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -97,14 +98,23 @@ class DataConfig(Section):
 
 
 class EvalConfig(Section):
-    """What is scored on MTEB when training has ended, or by ``ullme eval --run``."""
+    """What is scored on MTEB when training has ended: the arguments of :func:`ullme.eval.evaluate`."""
 
     tasks: list[str] = Field(default_factory=list)
     benchmarks: list[str] = Field(default_factory=list)
-    languages: list[str] = Field(default_factory=lambda: ["eng"])
+    task_types: list[str] = Field(default_factory=list)
+    languages: list[str] | None = None
+    hf_subsets: list[str] | None = None
+    eval_splits: list[str] | None = None
+    prompts: str | dict[str, str] | None = None
     data_dir: Path | None = None
-    output: Path | None = None
+    results_dir: Path | None = None
     batch_size: PositiveInt = 32
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is to be scored."""
+        return bool(self.tasks or self.benchmarks or self.task_types)
 
 
 class TrainerConfig(Section):
@@ -191,3 +201,8 @@ class RunConfig(Section):
     def needs_negatives(self) -> list[str]:
         """The objectives that need a negative in some row."""
         return [o.type for o in self.objectives if o.type in NEED_NEGATIVES and o.weight]
+
+    def save(self, path: Path) -> Path:
+        """Write the run as a run file in which every default is spelt out."""
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json"))), encoding="utf-8")
+        return path

@@ -1,0 +1,166 @@
+"""The run file: what it accepts, what it refuses and how it says so."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ullme.config import RunConfig, read_run_file
+from ullme.models import ModelSettings
+from ullme.objectives import PRESETS
+
+ROOT = Path(__file__).parents[2]
+MINIMAL = {
+    "model": {"name_or_path": "some/model", "lora": {"r": 4}},
+    "data": {"train": [{"path": "pairs.jsonl"}]},
+    "objectives": "grl",
+    "trainer": {"output_dir": "runs/test"},
+}
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def refusal(path, *overrides):
+    with pytest.raises(ValueError) as caught:
+        read_run_file(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_run_file_of_the_repository_is_valid(path):
+    assert read_run_file(path).objectives
+
+
+def test_a_preset_stands_for_its_objectives(run_file):
+    assert tuple(read_run_file(run_file).objectives) == PRESETS["grl"]
+
+
+def test_contrastive_is_the_default(run_file):
+    run_file.write_text(yaml.safe_dump({k: v for k, v in MINIMAL.items() if k != "objectives"}))
+    assert tuple(read_run_file(run_file).objectives) == PRESETS["contrastive"]
+
+
+def test_overrides_reach_sections_lists_and_presets(run_file):
+    run = read_run_file(
+        run_file,
+        [
+            "trainer.learning_rate=1e-4",
+            "model.lora.r=32",
+            "objectives.1.weight=0.25",
+            "data.train.0.instruction=Find the passage",
+            "model.prompts.query='Query: '",
+            "eval.tasks=[STS12, STS13]",
+        ],
+    )
+    assert run.trainer.learning_rate == 1e-4
+    assert run.model.lora.r == 32
+    assert [o.weight for o in run.objectives] == [1.0, 0.25, 1.0]
+    assert run.data.train[0].instruction == "Find the passage"
+    assert run.model.prompts == {"query": "Query: "}
+    assert run.eval.tasks == ["STS12", "STS13"]
+
+
+def test_interpolations_are_resolved(run_file):
+    assert read_run_file(run_file, ["trainer.run_name=r${model.lora.r}"]).trainer.run_name == "r4"
+
+
+def test_a_resolved_run_reads_back_as_itself(run_file, tmp_path):
+    run = read_run_file(run_file, ["trainer.seed=7"])
+    kept = run.save(tmp_path / "kept.yaml")
+    assert read_run_file(kept) == run
+
+
+def test_the_model_section_names_the_models_own_settings(run_file):
+    settings = read_run_file(run_file, ["model.pooling=lasttoken", "model.append_eos=true"]).model.settings()
+    assert settings == ModelSettings("some/model", lora_name="default", lora_r=4, pooling="lasttoken", append_eos=True)
+
+
+def test_without_lora_all_weights_are_trained(run_file):
+    assert not read_run_file(run_file, ["model.lora=null", "objectives=contrastive"]).model.settings().has_adapter
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "nearest"),
+    [
+        ("trainer.learing_rate=1", "trainer.learing_rate", "learning_rate"),
+        ("modell.x=1", "modell", "model"),
+        ("model.lora.ranke=1", "model.lora.ranke", ""),
+        ("model.lora.alpa=1", "model.lora.alpa", "alpha"),
+        ("data.train.0.pth=x", "data.train.0.pth", "path"),
+        ("objectives.0.temprature=0.1", "objectives.0.temprature", "temperature"),
+        ("objectives.1.betta=0.1", "objectives.1.betta", "beta"),
+        ("eval.taks=[x]", "eval.taks", "tasks"),
+    ],
+)
+def test_a_misspelt_key_is_answered_with_the_nearest(run_file, override, key, nearest):
+    message = refusal(run_file, override)
+    assert message.startswith(f"{run_file}: {key}: unknown key")
+    assert nearest in message
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.output_dir=???", "trainer.output_dir"),
+        ("trainer.max_steps=many", "trainer.max_steps: 'many' should be a valid integer"),
+        ("trainer.learning_rate=-1", "trainer.learning_rate: -1 should be greater than 0"),
+        ("model.lora.r=0", "model.lora.r: 0 should be greater than 0"),
+        ("model.lora.dropout=1", "model.lora.dropout: 1 should be less than 1"),
+        ("model.pooling=mena", "model.pooling: 'mena' is unknown; did you mean 'mean'?"),
+        ("model.dtype=fp32", "model.dtype: 'fp32' is unknown"),
+        ("model.attention=bidirectionl", "did you mean 'bidirectional'?"),
+        ("model.adapter_path=x", "model.adapter_path: 'x' and lora_name 'default' exclude each other"),
+        ("objectives=grll", "objectives: 'grll' is unknown; did you mean 'grl'?"),
+        ("objectives=[{type: dpoo}]", "objectives.0: type: 'dpoo' is unknown; did you mean 'dpo'?"),
+        ("objectives=[{weight: 1}]", "has no type"),
+        ("objectives=[]", "objectives: "),
+        ("objectives.0.weight=-1", "objectives.0.weight: -1 should be greater than or equal to 0"),
+        ("objectives=[{type: sft, weight: 0}]", "every weight is 0"),
+        ("model.lora=null", "model.lora: is missing"),
+        ("data.negatives_per_query=0", "data.negatives_per_query: is 0"),
+        ("data.train=[]", "data.train: "),
+        ("data=3", "data: 3 is no section"),
+        ("trainer.gradient_accumulation_steps=4", "lower chunk_tokens"),
+        ("trainer.warmup_ratio=0.1", "give warmup_steps"),
+        ("trainer.lr_scheduler_type=cosin", "did you mean 'cosine'?"),
+        ("trainer.output_dir=null", "trainer.output_dir: None "),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_dotted_key(run_file, override, said):
+    message = refusal(run_file, override)
+    assert message.startswith(f"{run_file}: ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.seed", "=3", "trainer.seed=[", "data.train.9.path=x", "objectives.x.weight=1"],
+)
+def test_a_broken_override_is_quoted(run_file, override):
+    assert refusal(run_file, override).startswith(f"override {override!r}: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["trainer: {seed: '${no.such}'}", "", "- a\n", "a: [", "trainer: {}\ntrainer: {}\n", "3", "\x00"]
+)
+def test_what_is_no_run_file_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    assert refusal(path).startswith(f"{path}: ")
+
+
+def test_a_missing_run_file_is_answered_with_the_nearest(run_file):
+    assert str(run_file) in refusal(run_file.with_name("rum.yaml"))
+
+
+def test_a_run_does_not_change_once_read(run_file):
+    run: RunConfig = read_run_file(run_file)
+    with pytest.raises(ValueError, match="frozen"):
+        run.trainer.seed = 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ullme.data.collator import PairCollator
+from ullme.data.mining import mine_negatives
 from ullme.data.sampler import PairBatchSampler, PairLoader, train_loader
-from ullme.data.schema import DataSource, PairDataset, check_pairs, load_pairs
+from ullme.data.schema import PairDataset, check_pairs, load_pairs
+from ullme.data.source import DataSource
 
 __all__ = [
     "DataSource",
@@ -14,5 +16,6 @@ __all__ = [
     "PairLoader",
     "check_pairs",
     "load_pairs",
+    "mine_negatives",
     "train_loader",
 ]

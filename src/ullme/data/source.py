@@ -1,0 +1,62 @@
+"""One source of training pairs, as a run file names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ullme.data.readers import READERS, Format, format_of
+from ullme.data.rows import RowReader, roles_of
+
+
+class DataSource(BaseModel):
+    """One source of training pairs, as a run file names it.
+
+    Attributes:
+        path: a ``.jsonl`` (``.gz``) or ``.parquet`` file, a folder that ``datasets`` saved, or a dataset's hub name.
+        name: what the source is called in row ids and messages; default the file's name.
+        format: ``jsonl``, ``parquet``, ``saved`` or ``hub``; default by the path.
+        subset: configuration of a hub dataset.
+        split: split of a dataset that has several (default ``train``).
+        columns: role -> column(s) where they differ from ``query, positive(s), negative(s), instruction``, for
+            instance ``{positives: pos, negatives: neg}`` for FlagEmbedding files.
+        instruction: task instruction before every query of this source; a row's own comes first.
+        limit: read only the first rows.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    name: str | None = None
+    format: Format | None = None
+    subset: str | None = None
+    split: str | None = None
+    columns: dict[str, str | list[str]] = Field(default_factory=dict)
+    instruction: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, columns: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        roles_of(columns)
+        return columns
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The source's checked rows, one after another, in the columns of a pair.
+
+        Raises:
+            ValueError: the first thing that is wrong with the source, with its place and its cure.
+        """
+        path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
+        chosen = self.format or format_of(path)
+        reader = RowReader(f"{path}, {'line' if chosen == 'jsonl' else 'row'}", roles_of(self.columns))
+        found = False
+        for number, row in islice(READERS[chosen](path, self.subset, self.split), self.limit):
+            found = True
+            yield reader.read(row, number)
+        if not found:
+            raise ValueError(f"{path}: no rows; write at least one pair")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ullme.models.specs import CAUSAL_BUFFERS, Mechanism, layer_kinds
+from ullme.models.specs import Mechanism, layer_kinds
 from ullme.types import Attention
 
 Window = Literal["window", "full"]
@@ -31,10 +31,13 @@ class AttentionSwitch:
         mechanism: how a bidirectional call tells the decoder; a causal call is the plain Transformers call.
         window: sliding and chunked layers under bidirectional attention keep their window, to both sides, or see
             the full text.
+        head_reproduced: whether ``specs.logits_head`` turns causal hidden states into the model's own logits; where
+            it does not, likelihoods must come from the whole causal LM.
     """
 
     mechanism: Mechanism
     window: Window = "window"
+    head_reproduced: bool = True
 
     def hidden(self, causal_lm: PreTrainedModel, ids_NT: Tensor, mask_NT: Tensor, attention: Attention) -> Tensor:
         """Last hidden states (N, T, D) of the backbone, after its final norm, under this attention.
@@ -170,13 +173,22 @@ def _triangles(decoder: PreTrainedModel, window: Window) -> Triangles:
     """The modules that keep a causal triangle, the buffer's name, and what takes its place."""
     found: Triangles = []
     for path, value in decoder.named_buffers():
-        if path.endswith(CAUSAL_BUFFERS.get(decoder.config.model_type, ("no buffer ends so",))):
+        if _is_triangle(value):
             both_sides = (
                 torch.ones_like(value) if window == "full" else (value.bool() | value.bool().mT).to(value.dtype)
             )
             module, _, name = path.rpartition(".")
             found.append((decoder.get_submodule(module), name, both_sides))
     return found
+
+
+def _is_triangle(value: Tensor) -> bool:
+    """Whether the corner of a square buffer has its diagonal and what is next below it, and nothing above."""
+    if value.dim() < 2 or value.shape[-1] != value.shape[-2] or value.shape[-1] < 2:
+        return False
+    corner = value[..., :8, :8].bool()
+    below = corner.diagonal(-1, -2, -1).all() & corner.diagonal(0, -2, -1).all()
+    return bool(below) and not bool(corner.triu(1).any())
 
 
 @contextmanager

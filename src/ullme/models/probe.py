@@ -5,9 +5,10 @@ Every failure it looks for is silent: a causal model that is called bidirectiona
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ullme.models.attention import AttentionSwitch, Window, text_decoder
-from ullme.models.specs import MECHANISMS, SPECS, Mechanism, head_transform, layer_kinds, refusal
+from ullme.models.layer_probe import blind_layers, smallest_effect
+from ullme.models.specs import MECHANISMS, SPECS, Mechanism, layer_kinds, logits_head, refusal
 from ullme.types import Attention
 
 LENGTH = 12  # tokens of the text that is looked at: short, so that loading a large model stays cheap
@@ -23,9 +25,11 @@ PADDING = 5
 
 #: Relative error allowed between two computations of the same state. A loaded model has real depth and outlier
 #: channels; the tolerance has to tell rounding from a wrong mask (errors near 1), not more.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
+    {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+)
 
-ALTERNATIVES = "an all-attention decoder (llama, mistral, qwen3, gemma3, ...)"
+CURE = "use an all-attention decoder (llama, mistral, qwen3, gemma3, ...; docs/architectures.md lists all)"
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,15 @@ class ProbeResult:
 
     Attributes:
         mechanism: the switch's.
-        failures: what went wrong, in words; empty when every invariant holds.
+        failures: invariant that does not hold -> what happened, in words; empty when every invariant holds.
         errors: relative error of each comparison, by name.
-        head_reproduced: whether output embedding and ``head_transform`` turn hidden states into the model's logits.
+        head_reproduced: whether ``specs.logits_head`` turns last hidden states into the model's logits.
     """
 
     mechanism: Mechanism
-    failures: tuple[str, ...] = ()
-    errors: dict[str, float] = field(default_factory=dict)
-    head_reproduced: bool = True
+    failures: Mapping[str, str]
+    errors: Mapping[str, float]
+    head_reproduced: bool = False
 
     @property
     def passed(self) -> bool:
@@ -50,8 +54,10 @@ class ProbeResult:
         return not self.failures
 
 
-def probed_switch(causal_lm: PreTrainedModel, window: Window = "window") -> AttentionSwitch:
-    """The first switch under which every invariant holds: the architecture's row, or each mechanism in turn.
+def probed_switch(
+    causal_lm: PreTrainedModel, window: Window = "window", tolerance: float | None = None
+) -> AttentionSwitch:
+    """The first switch under which every invariant holds: the architecture's row, or else each mechanism in turn.
 
     Raises:
         ValueError: the architecture is refused by its kind of layer, or no mechanism passes the probe.
@@ -60,43 +66,54 @@ def probed_switch(causal_lm: PreTrainedModel, window: Window = "window") -> Atte
     refused = refusal(config)
     if refused is not None:
         kind, reason = refused
+        raise ValueError(f"model type {config.model_type!r}: its kind of layer, {kind!r}, {reason}; {CURE}")
+    if getattr(config, "is_causal", True) is False:
         raise ValueError(
-            f"model type {config.model_type!r} cannot be made bidirectional: its {kind!r} layer {reason}; "
-            f"use {ALTERNATIVES}"
+            f"model type {config.model_type!r}: its config says 'is_causal': false, so that it cannot be causal; "
+            "remove the key from config.json, or load the model that this one was exported from"
         )
-    row = SPECS.get(config.model_type)
     results = []
-    for mechanism in MECHANISMS if row is None else (row,):
-        switch = AttentionSwitch(mechanism, window)
-        result = _probe_or_error(causal_lm, switch)
+    for mechanism in (SPECS[config.model_type],) if config.model_type in SPECS else MECHANISMS:
+        result = probe_or_failure(causal_lm, AttentionSwitch(mechanism, window), tolerance)
         if result.passed:
-            return switch
+            return AttentionSwitch(mechanism, window, result.head_reproduced)
         results.append(result)
-    raise ValueError(_refusal_message(causal_lm, results[0]))
+    raise ValueError(_message(config, results))
 
 
-def _probe_or_error(causal_lm: PreTrainedModel, switch: AttentionSwitch) -> ProbeResult:
-    try:
-        return probe(causal_lm, switch)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError) as error:
-        # A class that does not take this mechanism raises whatever its code trips over; the mechanism has failed.
-        lines = str(error).splitlines() or [""]
-        return ProbeResult(switch.mechanism, failures=(f"the call fails ({type(error).__name__}: {lines[0][:120]})",))
-
-
-def _refusal_message(causal_lm: PreTrainedModel, result: ProbeResult) -> str:
-    config = causal_lm.config
-    kinds = ", ".join(layer_kinds(config)) or "attention"
-    implementation = config._attn_implementation
-    other = "sdpa" if implementation == "eager" else "eager"
+def _message(config: Any, results: list[ProbeResult]) -> str:
+    # The first mechanism that at least ran tells more about the model than one that its code does not take.
+    telling = next((result for result in results if "call" not in result.failures), results[0])
+    other = "sdpa" if config._attn_implementation == "eager" else "eager"
     return (
-        f"model type {config.model_type!r} with attn_implementation={implementation!r} (layers: {kinds}) cannot be "
-        f"made bidirectional: {'; '.join(result.failures)}; try attn_implementation={other!r}, or use {ALTERNATIVES}"
+        f"model type {config.model_type!r} (layers: {', '.join(layer_kinds(config)) or 'attention'}; "
+        f"attn_implementation {config._attn_implementation!r}) cannot be made bidirectional: "
+        f"{'; '.join(telling.failures.values())}; try attn_implementation={other!r}, or {CURE}"
     )
 
 
+def probe_or_failure(
+    causal_lm: PreTrainedModel, switch: AttentionSwitch, tolerance: float | None = None
+) -> ProbeResult:
+    """The probe's result; a call that the class does not take is the failure of the invariant ``call``."""
+    try:
+        return probe(causal_lm, switch, tolerance)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        LookupError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:
+        # Model code written for another mechanism raises whatever it trips over.
+        line = (str(error).splitlines() or [""])[0][:160]
+        return ProbeResult(switch.mechanism, {"call": f"the call fails ({type(error).__name__}: {line})"}, {})
+
+
 def probe(causal_lm: PreTrainedModel, switch: AttentionSwitch, tolerance: float | None = None) -> ProbeResult:
-    """Run every invariant of the switch but the gradient's on a short text; about ten forwards, no gradient.
+    """Every invariant of the switch but the gradient's, on a short text: about twenty forwards, no gradient.
 
     Args:
         causal_lm: the model; left as it was, its training mode included.
@@ -112,94 +129,104 @@ def probe(causal_lm: PreTrainedModel, switch: AttentionSwitch, tolerance: float 
         look.every_layer_sees_the_future()
         look.padding_does_not_matter()
         look.causal_is_restored()
-    return ProbeResult(switch.mechanism, tuple(look.failures), look.errors, look.head_reproduced)
+    return ProbeResult(switch.mechanism, look.failures, look.errors, look.head_reproduced)
 
 
 class _Look:
-    """One probe: the texts it looks at, and what it found so far."""
+    """One probe: the text it looks at, and what it found so far."""
 
     def __init__(self, causal_lm: PreTrainedModel, switch: AttentionSwitch, tolerance: float) -> None:
         self.causal_lm, self.switch, self.tolerance = causal_lm, switch, tolerance
-        self.failures: list[str] = []
+        self.failures: dict[str, str] = {}
         self.errors: dict[str, float] = {}
         self.head_reproduced = False
-        self.ids_1T = _distinct_ids(causal_lm, LENGTH)
-        self.late_1T, self.early_1T = (_changed(self.ids_1T, at) for at in (-1, -2))
+        self.ids_1T = distinct_ids(causal_lm, LENGTH)
         self.full_1T = torch.ones_like(self.ids_1T)
-        #: An effect on the future below this share of the effect on the past is rounding.
-        self.floor = max(1e-3, 5 * torch.finfo(causal_lm.dtype).eps)
+        self.floor = smallest_effect(causal_lm.dtype)
         self.plain = self._plain()
 
     def hidden(self, ids_NT: Tensor, mask_NT: Tensor, attention: Attention = "bidirectional") -> Tensor:
-        return self.switch.hidden(self.causal_lm, ids_NT, mask_NT, attention).float()
+        """Hidden states (N, T, D), at least float32."""
+        hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, attention)
+        return hidden_NTD if hidden_NTD.dtype == torch.float64 else hidden_NTD.float()
 
-    def expect(self, name: str, error: float, failure: str) -> None:
+    def expect(self, invariant: str, name: str, error: float, failure: str) -> None:
         """Note a comparison; NaN fails."""
-        self.errors[name] = max(error, self.errors.get(name, 0.0))
+        self.errors[name] = error
         if not error <= self.tolerance:
-            self.failures.append(f"{failure} (relative error {error:.1g})")
+            self.failures.setdefault(invariant, failure)
 
     def causal_equals_transformers(self) -> None:
+        """Through the head where it is known, otherwise by the states that Transformers itself calls last."""
         hidden_1TD = self.switch.hidden(self.causal_lm, self.ids_1T, self.full_1T, "causal")
-        head = self.causal_lm.get_output_embeddings()
-        if head is not None:
-            logits_1TV = head_transform(self.causal_lm.config)(head(hidden_1TD))
-            same_shape = logits_1TV.shape == self.plain.logits.shape
-            self.head_reproduced = same_shape and _error(logits_1TV, self.plain.logits) <= self.tolerance
-        states = self.plain.hidden_states
-        error = 0.0 if self.head_reproduced else _error(hidden_1TD, states[-1]) if states else float("nan")
-        self.expect("causal", error, "causal attention differs from Transformers' own output")
+        head = logits_head(self.causal_lm)
+        logits_1TV = head(hidden_1TD) if head is not None else hidden_1TD
+        if logits_1TV.shape == self.plain.logits.shape:
+            error = relative_error(logits_1TV, self.plain.logits)
+            self.head_reproduced = error <= self.tolerance
+        if not self.head_reproduced:
+            states = self.plain.hidden_states
+            error = relative_error(hidden_1TD, states[-1]) if states else float("nan")
+        self.expect("causal", "causal", error, "causal attention differs from Transformers' own output")
 
     def future_is_seen(self) -> None:
-        for name, padding in (("unpadded", 0), ("padded", PADDING)):
+        """An early token sees a late one, and does not under causal attention."""
+        for name, padding in (("without padding", 0), ("with padding", PADDING)):
             past, future = self._effects("bidirectional", padding)
             leak = self._effects("causal", padding)[1]
+            self.errors[f"future {name}"] = future / max(past, 1e-30)
             if not future > self.floor * past or not future > 10 * leak:
-                self.failures.append(f"an early token does not see a late one in a text {name}")
+                self.failures.setdefault("future", f"an early token does not see a late one in a text {name}")
             if leak > self.floor * past:
-                self.failures.append(f"an early token sees a late one under causal attention in a text {name}")
+                self.failures.setdefault("causal", "an early token sees a late one under causal attention")
 
     def _effects(self, attention: Attention, padding: int) -> tuple[float, float]:
-        """What a changed token does to the last token, and to those before it that are within reach."""
-        ids = [
-            torch.cat([self.ids_1T[:, :1].expand(1, padding), x], 1) for x in (self.ids_1T, self.early_1T, self.late_1T)
-        ]
-        mask_1T = torch.cat([torch.zeros_like(self.full_1T[:, :1]).expand(1, padding), self.full_1T], 1)
-        plain, early, late = (self.hidden(x, mask_1T, attention)[0] for x in ids)
-        before_late = (plain - late).norm(dim=-1)[:-1] / plain.norm(dim=-1)[:-1]
-        after_early = (plain - early).norm(dim=-1)[-1] / plain.norm(dim=-1)[-1]
-        return float(after_early), float(before_late[padding:].max())
+        """What changing the last token but one does to the last, and changing the last to those before it."""
+        pad_1P = self.ids_1T[:, :1].expand(1, padding)
+        mask_1T = torch.cat([torch.zeros_like(pad_1P), self.full_1T], 1)
+
+        def text(changed: int | None) -> Tensor:
+            ids_1T = self.ids_1T.clone()
+            if changed is not None:
+                ids_1T[0, changed] = ids_1T[0, 0]
+            return self.hidden(torch.cat([pad_1P, ids_1T], 1), mask_1T, attention)[0, padding:]
+
+        plain_TD, early_TD, late_TD = text(None), text(-2), text(-1)
+        size_T = plain_TD.norm(dim=-1).clamp(min=1e-30)
+        past_T, future_T = (plain_TD - early_TD).norm(dim=-1) / size_T, (plain_TD - late_TD).norm(dim=-1) / size_T
+        return float(past_T[-1]), float(future_T[:-1].max())
 
     def every_layer_sees_the_future(self) -> None:
-        """A layer that mixes tokens must mix them both ways: in a hybrid the others would hide one that does not."""
-        blind = _blind_layers(self)
+        """In a hybrid, the layers that see the future would hide one that does not."""
+        blind = blind_layers(
+            text_decoder(self.causal_lm), lambda: self.hidden(self.ids_1T, self.full_1T), self.causal_lm.dtype
+        )
         if blind:
-            self.failures.append(f"layer {blind[0]} mixes tokens but does not see the future")
+            self.failures["layers"] = f"{blind[0]} mixes tokens but does not see the future"
 
     def padding_does_not_matter(self) -> None:
+        """A text alone, and padded on either side beside a longer one."""
         alone_TD = self.hidden(self.ids_1T, self.full_1T)[0]
-        length = LENGTH + PADDING
-        other_1T = _distinct_ids(self.causal_lm, length, shift=3)
-        pad_1P, zero_1P = self.ids_1T[:, :1].expand(1, PADDING), self.full_1T[:, :1].expand(1, PADDING) * 0
-        sides = {
-            "right": (torch.cat([self.ids_1T, pad_1P], 1), torch.cat([self.full_1T, zero_1P], 1), slice(0, LENGTH)),
-            "left": (
-                torch.cat([pad_1P, self.ids_1T], 1),
-                torch.cat([zero_1P, self.full_1T], 1),
-                slice(PADDING, length),
-            ),
-        }
-        for side, (ids_1T, mask_1T, text) in sides.items():
-            mask_NT = torch.cat([torch.ones_like(mask_1T), mask_1T])
-            padded_TD = self.hidden(torch.cat([other_1T, ids_1T]), mask_NT)[1, text]
-            error = max(_error(padded_TD.mean(0), alone_TD.mean(0)), 0.3 * _error(padded_TD, alone_TD))
-            self.expect(side, error, f"{side} padding changes the embedding of a text")
+        other_1T = distinct_ids(self.causal_lm, LENGTH + PADDING, shift=3)
+        pad_1P = self.ids_1T[:, :1].expand(1, PADDING)
+        for side, text in (("right", slice(0, LENGTH)), ("left", slice(PADDING, None))):
+            parts, masks = [self.ids_1T, pad_1P], [self.full_1T, torch.zeros_like(pad_1P)]
+            order = slice(None) if side == "right" else slice(None, None, -1)
+            ids_NT = torch.cat([other_1T, torch.cat(parts[order], 1)])
+            mask_NT = torch.cat([torch.ones_like(other_1T), torch.cat(masks[order], 1)])
+            padded_TD = self.hidden(ids_NT, mask_NT)[1, text]
+            # Per token a sparse model may route one rounded state elsewhere; the embedding is what must not change.
+            error = max(relative_error(padded_TD.mean(0), alone_TD.mean(0)), 0.3 * relative_error(padded_TD, alone_TD))
+            self.expect("padding", side, error, f"{side} padding changes the embedding of a text")
 
     def causal_is_restored(self) -> None:
-        again = self._plain()
-        error = 0.0 if torch.equal(again.logits, self.plain.logits) else _error(again.logits, self.plain.logits)
-        if error > (0.0 if again.logits.device.type == "cpu" else self.tolerance):
-            self.failures.append("causal output changed after a bidirectional call")
+        """Bit for bit on a CPU; a GPU may add in another order."""
+        again, before = self._plain().logits, self.plain.logits
+        same = torch.equal(again, before) or (
+            again.device.type != "cpu" and relative_error(again, before) <= self.tolerance
+        )
+        if not same:
+            self.failures["restored"] = "the causal output changed after a bidirectional call"
 
     def _plain(self) -> Any:
         return self.causal_lm(
@@ -207,55 +234,7 @@ class _Look:
         )
 
 
-def _blind_layers(look: _Look) -> list[str]:
-    """Names of the layers whose output at a token follows a change before it, but not one behind it."""
-    decoder = text_decoder(look.causal_lm)
-    blind: list[str] = []
-
-    def compare(name: str, layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        hidden_1TD = args[0] if args else kwargs.get("hidden_states")
-        if not isinstance(hidden_1TD, Tensor) or hidden_1TD.dim() != 3 or hidden_1TD.shape[1] != LENGTH:
-            return
-
-        def effect(changed: slice, seen: slice) -> float:
-            other_1TD = hidden_1TD.clone()
-            other_1TD[:, changed] = other_1TD[:, changed].flip(-1) * 1.5
-            again = (
-                layer.forward(other_1TD, *args[1:], **kwargs)
-                if args
-                else layer.forward(**kwargs | {"hidden_states": other_1TD})
-            )
-            before, after = (_tensor(x)[:, seen].float() for x in (output, again))
-            return float(((after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-30)).max())
-
-        first, second = slice(0, LENGTH // 2), slice(LENGTH // 2, LENGTH)
-        past, future = effect(first, second), effect(second, first)
-        mixes = past > min(20 * torch.finfo(look.causal_lm.dtype).eps, 1e-2)
-        if mixes and not future > look.floor * past:
-            blind.append(f"{name} ({type(layer).__name__})")
-
-    stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList)]
-    stack: nn.ModuleList = max(stacks, key=len, default=nn.ModuleList())
-    hooks = []
-    for i, layer in enumerate(stack):
-
-        def hook(layer: nn.Module, args: tuple, kwargs: dict, output: Any, name: str = str(i)) -> None:
-            compare(name, layer, args, kwargs, output)
-
-        hooks.append(layer.register_forward_hook(hook, with_kwargs=True))
-    try:
-        look.hidden(look.ids_1T, look.full_1T)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return blind
-
-
-def _tensor(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def _distinct_ids(causal_lm: PreTrainedModel, length: int, shift: int = 0) -> Tensor:
+def distinct_ids(causal_lm: PreTrainedModel, length: int, shift: int = 0) -> Tensor:
     """Token ids (1, length) spread over the vocabulary, away from its ends, where special tokens are."""
     size: int = causal_lm.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment]
     low, high = size // 8, size - size // 8
@@ -263,13 +242,7 @@ def _distinct_ids(causal_lm: PreTrainedModel, length: int, shift: int = 0) -> Te
     return ids_T[None].to(causal_lm.device)
 
 
-def _changed(ids_1T: Tensor, at: int) -> Tensor:
-    changed_1T = ids_1T.clone()
-    changed_1T[0, at] = ids_1T[0, 0]
-    return changed_1T
-
-
-def _error(a: Tensor, b: Tensor) -> float:
+def relative_error(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of ``b``."""
     a, b = a.double(), b.double()
     return float((a - b).norm() / b.norm().clamp(min=1e-30))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -20,26 +21,23 @@ Mechanism = Literal["argument", "mask", "config", "buffer"]
 
 #: In the order in which they are tried where no row says which. "argument": the call's ``is_causal=False``. "mask": an
 #: explicit 4D mask per kind of layer. "config": ``config.is_causal`` for the length of the call. "buffer": the class
-#: keeps its triangle in a buffer, which the call replaces.
+#: keeps its causal triangle in a buffer, which the call replaces.
 MECHANISMS: tuple[Mechanism, ...] = ("argument", "mask", "config", "buffer")
 
 SPECS: Mapping[str, Mechanism] = {
     "bloom": "config",  # ignores the argument, and builds ALiBi from the 2D mask
     "codegen": "mask",  # heeds only the config's attribute
     "falcon": "mask",  # heeds only the config's attribute
-    "gpt_neo": "buffer",
+    "gpt_neo": "buffer",  # a triangle per layer, cut to a band in local layers, whatever the mask
     "gpt_neox_japanese": "mask",  # heeds only the config's attribute
     "gptj": "mask",  # heeds only the config's attribute
     "llama4": "mask",  # the chunked mask ignores the argument
     "llama4_text": "mask",
     "mpt": "mask",  # ignores the argument, and fails on the config's attribute without padding
     "nemotron": "mask",  # does not hand the argument to its attention, so SDPA stays causal without padding
-    "openai-gpt": "buffer",
+    "openai-gpt": "buffer",  # a triangle per layer, whatever the mask
     "stablelm": "mask",  # as nemotron
 }
-
-#: Buffers that hold a causal triangle, by model type: what takes their place when every position may see every other.
-CAUSAL_BUFFERS: Mapping[str, tuple[str, ...]] = {"gpt_neo": ("attn.attention.bias",), "openai-gpt": ("attn.bias",)}
 
 _STATE = "carries the past in a state and cannot see the future"
 REFUSED_LAYERS: Mapping[str, str] = {
@@ -136,3 +134,21 @@ def head_transform(config: Any) -> HeadTransform:
     """What the causal LM does to the logits (..., V) after its head: a scale, a soft cap, or nothing."""
     row = HEADS.get(config.model_type)
     return row(config.get_text_config(decoder=True)) if row is not None else (lambda logits: logits)
+
+
+#: Modules that hidden states pass before the output embedding, by model type.
+BEFORE_HEAD: Mapping[str, str] = {"modernbert-decoder": "lm_head"}
+
+
+def logits_head(causal_lm: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
+    """From last hidden states (..., D) to the logits (..., V) of the causal LM itself; None where it has no head.
+
+    The probe compares the two when a model is loaded (``AttentionSwitch.head_reproduced``).
+    """
+    embedding = causal_lm.get_output_embeddings()
+    if embedding is None:
+        return None
+    transform = head_transform(causal_lm.config)
+    path = BEFORE_HEAD.get(causal_lm.config.model_type)
+    before: Callable[[Tensor], Tensor] = causal_lm.get_submodule(path) if path else lambda hidden: hidden
+    return lambda hidden: transform(embedding(before(hidden)))

@@ -46,11 +46,17 @@ class StepResult:
     total: Tensor
     losses: dict[str, Tensor]
     loss_B: dict[str, Tensor]
+    embedded_B: Tensor | None  # whether a query and its passages have finite embeddings; None if none were needed
     chunks: int
 
     def rows_not_finite(self, row_ids: Sequence[str]) -> list[str]:
-        """The ids of this rank's queries with a NaN or infinite loss."""
+        """The ids of this rank's queries that made the loss NaN or infinite.
+
+        One broken embedding breaks every coupled loss of the batch, so rows with such an embedding are named alone.
+        """
         bad_B = ~torch.stack([torch.isfinite(loss_B) for loss_B in self.loss_B.values()]).all(0)
+        if self.embedded_B is not None and not self.embedded_B.all():
+            bad_B = ~self.embedded_B
         return [row_id for row_id, bad in zip(row_ids, bad_B.tolist(), strict=True) if bad]
 
 
@@ -99,10 +105,12 @@ def gradcache_step(
     kept = _seeded(forward, chunks[0]) if len(chunks) == 1 else None
     cache: Cache | None = None
     loss_B: dict[str, Tensor] = {}
+    local = None
     if coupled:
         with torch.no_grad():
             first = [kept] if kept is not None else [_seeded(embed or forward, chunk) for chunk in chunks]
-        cache, loss_B = _coupled_gradient(_joined(batch, chunks, first), coupled, count)
+        local = _joined(batch, chunks, first)
+        cache, loss_B = _coupled_gradient(local, coupled, count)
     parts: dict[str, list[Tensor]] = {name: [] for name in separate}
     for i, chunk in enumerate(chunks):
         with no_sync() if i < len(chunks) - 1 else nullcontext():
@@ -114,7 +122,7 @@ def gradcache_step(
         for name, value_B in chunk_loss_B.items():
             parts[name].append(value_B.detach()[:0] if chunk.idle else value_B.detach())
     loss_B |= {name: torch.cat(values) for name, values in parts.items()}
-    return _result({name: loss_B[name] for name in objectives}, objectives, count, len(chunks))
+    return _result({name: loss_B[name] for name in objectives}, objectives, count, local, len(chunks))
 
 
 @torch.no_grad()
@@ -131,12 +139,12 @@ def batch_losses(
         name: torch.cat([_counted(term(inputs), chunk.batch) for chunk, inputs in zip(chunks, found, strict=True)])
         for name, term in separate.items()
     }
-    if len(separate) < len(objectives):
-        whole = _joined(batch, chunks, found)
+    whole = _joined(batch, chunks, found) if len(separate) < len(objectives) else None
+    if whole is not None:
         loss_B |= {n: _counted(term(whole), batch) for n, term in objectives.items() if term.couples_batch}
     losses = {name: loss_B[name].sum() / count for name in objectives}
     total = torch.stack([term.weight * losses[name] for name, term in objectives.items()]).sum()
-    return StepResult(total, losses, loss_B, len(chunks))
+    return StepResult(total, losses, loss_B, _finite(whole), len(chunks))
 
 
 def _cut(batch: Batch, chunk_tokens: int | None) -> list[list[int]]:
@@ -259,10 +267,19 @@ def _counted(loss_B: Tensor, batch: Batch) -> Tensor:
     return torch.where(_exists(batch), loss_B, 0.0)
 
 
-def _result(loss_B: dict[str, Tensor], terms: Mapping[str, Term], count: float, chunks: int) -> StepResult:
+def _finite(inputs: ObjectiveInputs | None) -> Tensor | None:
+    if inputs is None:
+        return None
+    query_BD, passage_BPD = _embeddings(inputs)
+    return torch.isfinite(query_BD).all(1) & torch.isfinite(passage_BPD).flatten(1).all(1)
+
+
+def _result(
+    loss_B: dict[str, Tensor], terms: Mapping[str, Term], count: float, local: ObjectiveInputs | None, chunks: int
+) -> StepResult:
     names = list(loss_B)
     local_N = torch.stack([loss_B[name].double().sum() for name in names])
     mean_N = distributed.global_sum(local_N, local_N.device) / count
     losses = dict(zip(names, mean_N, strict=True))
     total = torch.stack([terms[name].weight * losses[name] for name in names]).sum()
-    return StepResult(total, losses, loss_B, chunks)
+    return StepResult(total, losses, loss_B, _finite(local), chunks)

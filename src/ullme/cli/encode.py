@@ -32,17 +32,17 @@ def encode(
     from ullme import __version__
     from ullme.cli.console import stderr, stdout
     from ullme.encode import TextFile, encode_file, require_unused
-    from ullme.eval import load_model
 
     texts = TextFile(source, column, id_column)
     texts.check()
     require_unused(output)
     settings = options.stated(attention=attention, pooling=pooling, dtype=dtype, max_length=max_length)
-    embedder = options.place(load_model(model, **settings), device)
+    embedder = options.embedder(model, device, settings)
     how = {"prompt": prompt, "normalize_embeddings": normalize, "truncate_dim": truncate_dim}
     identity = embedder.fingerprint() if hasattr(embedder, "fingerprint") else None
     described = {"model": model, "fingerprint": identity, **how, "ullme": __version__}
-    with Progress(SpinnerColumn(), "Encoding", MofNCompleteColumn(), TimeElapsedColumn(), console=stderr()) as progress:
+    columns = (SpinnerColumn(), "Encoding", MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr(), disable=not stderr().is_terminal) as progress:
         bar = progress.add_task("", total=None)
         manifest = encode_file(
             lambda block: embedder.encode(block, batch_size=batch_size, show_progress_bar=False, **how),

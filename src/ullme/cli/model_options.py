@@ -30,6 +30,18 @@ def stated(**settings: Any) -> dict[str, Any]:
     return given
 
 
+def embedder(name: str, device: str | None, settings: dict[str, Any]) -> Any:
+    """A model with ``encode`` for texts: one saved by ullme, a causal LM or a sentence-transformers model.
+
+    Raises:
+        ValueError: no such model or device.
+    """
+    from ullme.eval.models import kind_of, load_model
+
+    kind = kind_of(name)
+    return place(load_model(name, "sentence-transformers" if kind == "mteb" else kind, **settings), device)
+
+
 def place(model: Any, device: str | None) -> Any:
     """The model on the device that was asked for, or on a GPU if there is one.
 

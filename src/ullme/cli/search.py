@@ -1,4 +1,4 @@
-"""``ullme search``: the texts of a file that answer a query."""
+"""``ullme search``: the passages of a file that answer a query."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from ullme.cli import model_options as options
 
 def search(
     model: options.Model,
-    texts: Annotated[Path, typer.Argument(help="Texts to search: .txt, .jsonl or .parquet.")],
-    query: Annotated[list[str], typer.Argument(help="What to look for; may be several.")],
-    top: Annotated[int, typer.Option(min=1, help="Hits per query.")] = 5,
+    passages: Annotated[Path, typer.Argument(help="What to search: one passage per line, or .jsonl.")],
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    top: Annotated[int, typer.Option(min=1, help="Passages to show.")] = 5,
+    attention: options.Attention = None,
+    pooling: options.Pooling = None,
+    dtype: options.Dtype = None,
+    max_length: options.MaxLength = None,
     device: options.Device = None,
 ) -> None:
-    """Show the texts of a file nearest to each query."""
-    from ullme.apps.search import search as run
-    from ullme.eval import load_model
+    """Show the passages of a file nearest to a query."""
+    from ullme.apps.search import read_passages, show_search
+    from ullme.cli.console import stdout
 
-    run(options.place(load_model(model), device), texts, query, top)
+    found = read_passages(passages)
+    if not query.strip():
+        raise ValueError(f"query: {query!r} is empty; say what to look for")
+    settings = options.stated(attention=attention, pooling=pooling, dtype=dtype, max_length=max_length)
+    show_search(options.embedder(model, device, settings), found, query, top, stdout())

@@ -27,5 +27,5 @@ def train(
         return
     from ullme.apps.train import train as run
 
-    folder = run(config)
+    folder = run(config).folder
     stdout().print(f"Trained model in {folder}; score it with: ullme eval {folder} --task STSBenchmark", soft_wrap=True)

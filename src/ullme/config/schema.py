@@ -193,6 +193,11 @@ class RunConfig(Section):
                 f"data.negatives_per_query: is 0, and the objective {wanting[0]!r} needs negatives; "
                 "raise it or leave it out"
             )
+        if self.trainer.eval_steps and not self.data.eval:
+            raise ValueError(
+                f"trainer.eval_steps: is {self.trainer.eval_steps}, and there is nothing to evaluate on; "
+                "name held-out pairs in data.eval or leave it out"
+            )
         if not any(o.weight for o in self.objectives):
             raise ValueError("objectives: every weight is 0, so nothing would be learned; raise one")
         return self

@@ -50,7 +50,7 @@ def roles_of(columns: Mapping[str, str | list[str]] | None) -> dict[str, tuple[s
         plural = _ALIASES.get(role, role)
         if plural not in DEFAULT_COLUMNS:
             near = hint(role, [*DEFAULT_COLUMNS, *_ALIASES])
-            raise ValueError(f"columns: unknown role {role!r}; a row has {', '.join(DEFAULT_COLUMNS)}{near}")
+            raise ValueError(f"columns: unknown role {role!r}; use {', '.join(DEFAULT_COLUMNS)}{near}")
         roles[plural] = roles.get(plural, ()) + ((named,) if isinstance(named, str) else tuple(named))
     return roles
 

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,9 +90,11 @@ def _convert(gguf: Path, target: Path) -> None:
         tokenizer.save_pretrained(unfinished)
         model.save_pretrained(unfinished)
         os.replace(unfinished, target)
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+    except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
         if not target.exists():  # another process may have finished the same conversion first
-            raise ValueError(f"GGUF file {str(gguf)!r}: Transformers cannot convert it ({error})") from error
+            raise ValueError(
+                f"GGUF file {str(gguf)!r}: Transformers cannot convert it ({error}); get a complete file"
+            ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -136,6 +136,12 @@ def test_sampled_passages_depend_on_seed_epoch_and_row_alone(tokenizer):
     assert all(len(set(keys)) == 4 for keys in first.values())
 
 
+def test_rows_draw_independently(tokenizer):
+    rows = [PairExample("q", ("p",), tuple(f"n{j}" for j in range(20)), row_id=f"a:{i}") for i in range(8)]
+    drawn = PairCollator(tokenizer, 4, choice="sampled")(rows).passage_key_BP
+    assert len({tuple(row) for row in drawn.tolist()}) == 8
+
+
 def test_the_first_passages_are_taken_unless_sampled(tokenizer):
     collator = PairCollator(tokenizer, 1)
     first = collator(PAIRS).passage_key_BP

@@ -82,6 +82,19 @@ def test_batches_are_full_but_for_one_per_source_where_texts_are_distinct():
     assert sorted(map(len, sampler)) == [2, 5] + [16] * 5
 
 
+def test_a_few_repeated_texts_leave_all_batches_full_but_one():
+    rows = distinct(100) + [(f"q{i}", f"again{i}") for i in range(20)]
+    for seed in range(20):
+        assert sorted(map(len, PairBatchSampler(dataset_of(rows), 16, seed=seed))) == [8] + [16] * 7
+
+
+def test_rows_meet_others_in_every_epoch():
+    sampler = PairBatchSampler(DATASETS["distinct"], 16)
+    first = {frozenset(batch) for batch in sampler}
+    sampler.set_epoch(1)
+    assert not first & {frozenset(batch) for batch in sampler}
+
+
 def test_as_many_batches_as_the_most_repeated_text_demands():
     assert len(PairBatchSampler(DATASETS["one query"], 10)) == 30
     assert len(PairBatchSampler(DATASETS["one query"], 10, unique_texts=False)) == 5

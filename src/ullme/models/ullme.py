@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from ullme.models import encoding, io
 from ullme.models.attention import attention_switch
 from ullme.models.loading import load_causal_lm, load_config, load_tokenizer, resolve
-from ullme.models.logprob import sequence_logp
+from ullme.models.logprob import Head, sequence_logp
 from ullme.models.lora import add_adapter, reference_mode
 from ullme.models.pooling import Pooling
 from ullme.models.settings import ModelSettings
-from ullme.models.specs import head_transform
+from ullme.models.specs import logits_head
 from ullme.models.tensors import weights_digest
 from ullme.prompts import TextTokenizer
 from ullme.types import Attention, Batch, ObjectiveInputs, Texts
@@ -132,13 +132,14 @@ class ULLME(nn.Module):
 
     def score_texts(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """Log-likelihood (N,) of what is not context in each text, and its number of tokens (N,), causal attention."""
+        head = self._head()
         logp_N = torch.zeros(len(texts), device=self.device, dtype=self._embedding_dtype)
         tokens_N = torch.zeros(len(texts), device=self.device, dtype=torch.long)
         for rows in encoding.forward_batches(texts):
             part = texts.rows(rows).to(self.device)
             ids_NT, mask_NT = part.pad(self.tokenizer.pad_token_id)
             hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, "causal")
-            logp, tokens = sequence_logp(hidden_NTD, ids_NT, part.scored_NT(mask_NT), self._head)
+            logp, tokens = sequence_logp(hidden_NTD, ids_NT, part.scored_NT(mask_NT), head)
             at = torch.tensor(rows, device=self.device)
             logp_N, tokens_N = logp_N.index_copy(0, at, logp), tokens_N.index_copy(0, at, tokens)
         return logp_N, tokens_N
@@ -239,9 +240,14 @@ class ULLME(nn.Module):
         one_NT = torch.ones(1, 1, dtype=torch.long, device=self.device)
         return self.switch.hidden(self.causal_lm, one_NT, one_NT, "causal").shape[-1]
 
-    def _head(self, hidden_XD: Tensor) -> Tensor:
-        logits_XV = self.causal_lm.get_output_embeddings()(hidden_XD)
-        return head_transform(self.config)(logits_XV)
+    def _head(self) -> Head:
+        head = logits_head(self.causal_lm)
+        if head is None or not self.switch.head_reproduced:
+            raise ValueError(
+                f"model type {self.config.model_type!r}: its likelihoods do not follow from its last hidden states; "
+                "leave out the generation objectives (sft, dpo, kl), or use another architecture"
+            )
+        return head
 
     def _embed_padded(
         self, ids_NT: Tensor, mask_NT: Tensor, pooled_NT: Tensor, attention: Attention | None = None

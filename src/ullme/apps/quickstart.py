@@ -1,0 +1,167 @@
+"""The quickstart: a real LLM becomes an embedder of this machine's own documentation, scored before and after."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ullme.apps.doc_pairs import DocPairs, doc_pairs, write_jsonl
+from ullme.apps.retrieval import RetrievalTask
+from ullme.apps.search import show_search
+from ullme.apps.train import RUN_FILE, resume_point, train
+from ullme.config import RunConfig
+from ullme.models import ULLME
+from ullme.trainer.plots import plot_losses
+from ullme.types import Attention
+
+MAX_LENGTH = 64  # tokens of a text: the longest passages of the documentation are about 60
+
+EXAMPLES = (
+    "run a function later in another thread",
+    "fill missing values of a table",
+    "find the shortest route between two nodes of a network",
+)
+
+
+@dataclass(frozen=True)
+class QuickstartScores:
+    """Retrieval scores, in 0..1, of the base model in both attention modes and of the fine-tuned one."""
+
+    base_causal: dict[str, float]
+    base_bidirectional: dict[str, float]
+    fine_tuned: dict[str, float]
+
+    @property
+    def gain(self) -> float:
+        """Fine-tuned nDCG@10 over that of the better base."""
+        return self.fine_tuned["ndcg@10"] / max(self.base_causal["ndcg@10"], self.base_bidirectional["ndcg@10"])
+
+
+def quickstart(
+    model: str = "smollm2-135m-instruct",
+    output: Path = Path("runs/quickstart"),
+    *,
+    steps: int = 40,
+    batch_size: int = 32,
+    test_queries: int = 200,
+    test_passages: int = 800,
+    seed: int = 0,
+    console: Console | None = None,
+) -> QuickstartScores:
+    """Make documentation pairs, score the base model, fine-tune it, score it again, search with it.
+
+    The folder gets ``data/`` (the pairs, and passages to search), ``run/`` (run file, checkpoints, logs, ``model/``),
+    ``loss.png`` and ``scores.json``. A second call with the same arguments resumes a training that was interrupted.
+
+    Args:
+        model: packaged model, hub name or folder.
+        output: folder of the run.
+        steps: optimiser steps.
+        batch_size: queries per step, each with its positive and one hard negative.
+        test_queries: queries about functions that training never saw.
+        test_passages: passages among which they are searched.
+        seed: seed of data and training.
+        console: where to print.
+
+    Raises:
+        ValueError: the model cannot be loaded or switched, or the folder holds another run.
+    """
+    console = console or Console()
+    console.rule("[bold]1. Documentation pairs")
+    pairs = doc_pairs(max_train=steps * batch_size, max_queries=test_queries, max_corpus=test_passages, seed=seed)
+    config = _run_config(model, output, steps, batch_size, seed)
+    resume_point(config)  # a folder that cannot be the run's is refused before the base model is scored
+    _describe(pairs, console)
+    console.rule("[bold]2. The base model, in both attention modes")
+    base = ULLME(**{**config.model.settings().to_dict(), "lora_name": None})
+    task = RetrievalTask(pairs.corpus, pairs.queries, pairs.qrels)
+    causal, bidirectional = _score(task, base, "causal"), _score(task, base, "bidirectional")
+    del base
+    console.rule("[bold]3. Contrastive fine-tuning under bidirectional attention")
+    _write_data(pairs, output / "data")
+    run = train(config)
+    plot = plot_losses(run.history, output / "loss.png")
+    console.rule("[bold]4. Before and after")
+    scores = QuickstartScores(causal, bidirectional, _score(task, run.model, "bidirectional"))
+    (output / "scores.json").write_text(json.dumps({**asdict(scores), "gain": scores.gain}, indent=2) + "\n")
+    console.print(_table(scores, test_queries, len(pairs.corpus)))
+    console.rule("[bold]5. Search")
+    for query in EXAMPLES:
+        show_search(run.model, list(pairs.corpus.values()), query, top_k=3, console=console)
+    console.print(
+        f"Model: {run.folder}\nLoss plot: {plot}\nRun file, to change and run again: {output / 'run' / RUN_FILE}"
+    )
+    console.print(f'Search more: ullme search {run.folder} {output / "data" / "passages.txt"} "your question"')
+    return scores
+
+
+def _run_config(model: str, output: Path, steps: int, batch_size: int, seed: int) -> RunConfig:
+    bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else _cpu_multiplies_bfloat16()
+    return RunConfig.model_validate(
+        {
+            "model": {
+                "name_or_path": model,
+                "lora": {"name": "quickstart", "r": 16, "alpha": 32},
+                "max_length": MAX_LENGTH,
+            },
+            "data": {"train": [{"path": str(output / "data" / "train.jsonl")}], "negatives_per_query": 1},
+            "objectives": [{"type": "contrastive", "temperature": 0.05}],
+            "trainer": {
+                "output_dir": str(output / "run"),
+                "max_steps": steps,
+                "per_device_train_batch_size": batch_size,
+                "learning_rate": 5e-4,
+                "warmup_steps": 4,
+                "logging_steps": 1,
+                "save_steps": 10,
+                "save_total_limit": 1,
+                "bf16": bf16,
+                "seed": seed,
+            },
+        }
+    )
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones here; elsewhere they are emulated, and slower."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _describe(pairs: DocPairs, console: Console) -> None:
+    example = pairs.train[0]
+    largest = sorted(pairs.packages, key=lambda name: -pairs.packages[name])[:6]
+    console.print(
+        f"{len(pairs.train)} training pairs, {len(pairs.queries)} test queries over {len(pairs.corpus)} passages, from "
+        f"{len(pairs.packages)} packages ({', '.join(largest)}, ...); no subpackage is on both sides."
+    )
+    console.print(f"For instance [bold]{example.query!r}[/bold] asks for {example.positives[0][:120]!r} ...")
+
+
+def _write_data(pairs: DocPairs, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(pairs.train, folder / "train.jsonl")
+    (folder / "passages.txt").write_text("\n".join(pairs.corpus.values()) + "\n", encoding="utf-8")
+
+
+def _score(task: RetrievalTask, model: ULLME, attention: Attention) -> dict[str, float]:
+    return task(lambda texts: model.encode(texts, attention=attention, show_progress_bar=True))
+
+
+def _table(scores: QuickstartScores, queries: int, passages: int) -> Table:
+    table = Table(title=f"{queries} queries about unseen functions, {passages} passages")
+    for name in ("", "nDCG@10", "recall@10", "recall@100"):
+        table.add_column(name, justify="right" if name else "left")
+    rows = {
+        "base, causal": scores.base_causal,
+        "base, bidirectional": scores.base_bidirectional,
+        "fine-tuned, bidirectional": scores.fine_tuned,
+    }
+    for name, values in rows.items():
+        table.add_row(name, *(f"{100 * values[key]:.1f}" for key in ("ndcg@10", "recall@10", "recall@100")))
+    table.caption = f"fine-tuned nDCG@10 is {scores.gain:.2f} times that of the better base"
+    return table

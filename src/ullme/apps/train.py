@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from ullme import distributed
 from ullme.config import RunConfig, read_run_file
@@ -64,8 +64,8 @@ def train(config: RunConfig) -> TrainedRun:
     require_known_tasks(config)
     dataset = load_training_pairs(config)
     held_out = load_pairs(config.data.eval) if config.data.eval else None
-    settings = config.model.settings()
-    model = ULLME(**settings.to_dict())
+    set_seed(config.trainer.seed)  # a new adapter starts from random numbers
+    model = ULLME(**config.model.settings().to_dict())
     loader = build_loader(config, dataset, model.text_tokenizer)
     arguments = training_arguments(config)
     folder.mkdir(parents=True, exist_ok=True)

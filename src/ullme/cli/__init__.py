@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _quiet_libraries()
     try:
-        return app(args=arguments, prog_name="ullme", standalone_mode=False) or 0
+        code = app(args=arguments, prog_name="ullme", standalone_mode=False) or 0
     except KeyboardInterrupt:
-        return _fail("interrupted" + _resume_hint(arguments), INTERRUPTED)
+        code = INTERRUPTED
     except _UsageError as error:
         command = " ".join(["ullme", *(a for a in arguments[:1] if a in _command_names())])
         return _fail(f"{error.format_message()} (see {command} --help)")
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("ULLME_TRACEBACK"):
             raise
         return _fail(_one_line(error))
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code without a word
+        return _fail("interrupted" + _resume_hint(arguments), INTERRUPTED)
+    return code
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> int:

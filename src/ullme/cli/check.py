@@ -29,5 +29,5 @@ def check(
     if model is None:
         stdout().print(check_all(output))
         return
-    how: dict[str, Any] = {"attn_implementation": attn_implementation, "revision": revision, "trust_remote_code": trust_remote_code}
-    stdout().print(check_model(model, **how, **settings))
+    how: dict[str, Any] = {**settings, "attn_implementation": attn_implementation, "revision": revision}
+    stdout().print(check_model(model, trust_remote_code=trust_remote_code, **how))

@@ -163,6 +163,7 @@ BAD_LINES = {
     "object for a text": ('{"query": "q", "positive": {"t": 1}}', "positive: {'t': 1} is a dict", "write a text"),
     "number in a list": ('{"query": "q", "positives": ["p", 3]}', "positives[1]: 3 is a int", "write a text"),
     "empty negative": ('{"query": "q", "positive": "p", "negatives": ["a", ""]}', "negatives[1]: empty", "fill it in"),
+    "half a character": ('{"query": "q \\ud83d", "positive": "p"}', "half a character", "write it in UTF-8"),
     "no positive": ('{"query": "q", "positives": []}', "positives: empty list", "at least one text"),
     "false negative": (
         '{"query": "q", "positive": "p", "negative": "p"}',
@@ -222,6 +223,16 @@ def test_a_missing_file_is_named_with_the_nearest_one(tmp_path, name):
     assert str(path) in one_line(error) and "no such file" in str(error.value)
     if "/" not in name:
         assert f"did you mean {str(near)!r}" in str(error.value)
+
+
+def test_a_format_can_be_given_but_needs_its_file(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_text(json.dumps(ROWS[0]))
+    assert len(load_pairs(DataSource(path=str(path), format="jsonl"))) == 1
+    for wanted, name in (("file", "jsonl"), ("file", "parquet"), ("folder", "saved")):
+        with pytest.raises(ValueError) as error:
+            load_pairs(DataSource(path=str(tmp_path / "pair.txt"), format=name))
+        assert f"no such {wanted}, which format {name!r} needs; did you mean {str(path)!r}?" in one_line(error)
 
 
 def test_files_that_are_no_data_are_named(tmp_path, hub_cache):

@@ -31,13 +31,21 @@ SUFFIXES: dict[str, Format] = {
 _ROWS_AT_ONCE = 1024
 
 
-def format_of(path: str) -> Format:
-    """The format of a source: by suffix for a file, by content for a folder; what is neither is a dataset's name.
+def format_of(path: str, given: Format | None = None) -> Format:
+    """The format of a source: the given one, or by suffix for a file, by content for a folder.
+
+    What is neither file nor folder is a dataset's name.
 
     Raises:
         ValueError: a file that does not exist, or whose name tells no format.
     """
     place = Path(path)
+    if given is not None:
+        fits = given == "hub" or (place.is_dir() if given == "saved" else place.is_file())
+        if not fits:
+            wanted = "folder" if given == "saved" else "file"
+            raise ValueError(f"{path}: no such {wanted}, which format {given!r} needs{_nearest_file(place)}")
+        return given
     by_suffix = next((fmt for suffix, fmt in SUFFIXES.items() if path.lower().endswith(suffix)), None)
     if place.is_dir():
         saved = any((place / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
@@ -73,7 +81,7 @@ def jsonl_rows(path: str, subset: str | None = None, split: str | None = None) -
     Raises:
         ValueError: a line that is not UTF-8, not JSON or not an object, or a broken gzip file.
     """
-    opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+    opened = gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
     with opened as file:
         try:
             for number, line in enumerate(file, start=1):

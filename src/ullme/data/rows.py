@@ -18,6 +18,7 @@ DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
 _REQUIRED = ("query", "positives")
 _ALIASES = {"positive": "positives", "negative": "negatives"}
 _NUMBERED = re.compile(r"(positive|negative)_(\d+)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 60
 
 
@@ -142,6 +143,8 @@ def _text(value: Any, name: str, at: str) -> str:
         raise ValueError(f"{at}: {name}: {what}; write a text in quotes")
     if not value.strip():
         raise ValueError(f"{at}: {name}: empty text {shortened(value)}; fill it in or remove the row")
+    if not value.isascii() and _SURROGATE.search(value):
+        raise ValueError(f"{at}: {name}: {shortened(value)} has half a character (a lone surrogate); write it in UTF-8")
     return value
 
 

@@ -28,7 +28,7 @@ class DataSource(BaseModel):
         limit: read only the first rows.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
     name: str | None = None
@@ -52,7 +52,7 @@ class DataSource(BaseModel):
             ValueError: the first thing that is wrong with the source, with its place and its cure.
         """
         path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
-        chosen = self.format or format_of(path)
+        chosen = format_of(path, self.format)
         reader = RowReader(f"{path}, {'line' if chosen == 'jsonl' else 'row'}", roles_of(self.columns))
         found = False
         for number, row in islice(READERS[chosen](path, self.subset, self.split), self.limit):

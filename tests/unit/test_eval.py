@@ -12,9 +12,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from tests.mteb_folders import WORDS, write_classification, write_msmarco, write_retrieval, write_sts
+from tests.mteb_folders import WORDS, write_classification, write_jsonl, write_msmarco, write_retrieval, write_sts
 from tests.tiny import tiny_folder, tiny_ullme
-from ullme.eval import as_encoder, eval_mteb_dataset, evaluate, load_model
+from ullme.eval import as_encoder, eval_mteb_dataset, evaluate, load_model, select_tasks
 from ullme.eval.prompting import prompt_policy
 from ullme.models import ULLME
 
@@ -276,3 +276,54 @@ def test_table_has_datasets_type_averages_and_the_average(options):
     assert "| MSMARCO | Retrieval | 100.00 |" in lines
     assert lines[-1] == f"| **Average** | 3 datasets | {result.average('eng'):.2f} |"
     assert result.average("eng") == pytest.approx(np.mean([s.score for s in result.scores]))
+
+
+def test_task_that_joins_others_is_scored_as_their_mean(tmp_path):
+    parts = select_tasks("CQADupstackRetrieval")[0].tasks
+    for part in parts:
+        write_retrieval(tmp_path / "data", part.metadata.dataset["path"], "test")
+    model = Recorder()
+    options = {"data_dir": tmp_path / "data", "results_dir": tmp_path / "results", "show_progress_bar": False}
+    result = evaluate(model, "CQADupstackRetrieval", languages=["eng"], **options)
+    assert result.score("CQADupstackRetrieval") == 100.0 and len(model.calls) == 2 * len(parts)
+    again = Recorder()
+    assert evaluate(again, "CQADupstackRetrieval", languages=["eng"], **options).scores == result.scores
+    assert not again.calls
+
+
+def test_data_that_cannot_be_read_are_one_line_with_the_cure(tmp_path, data, options):
+    with pytest.raises(ValueError, match="give data_dir") as error:
+        evaluate(Recorder(), "SciFact", results_dir=tmp_path / "results", show_progress_bar=False)
+    assert "\n" not in str(error.value)
+    (data / "mteb/biosses-sts/test.jsonl").write_text('{"sentence1": "cut o')
+    with pytest.raises(ValueError, match="'BIOSSES': its data") as error:
+        evaluate(Recorder(), "BIOSSES", **options)
+    assert "\n" not in str(error.value)
+    (data / "mteb/emotion/test.jsonl").unlink()
+    with pytest.raises(ValueError, match="'EmotionClassification': its data") as error:
+        evaluate(Recorder(), "EmotionClassification", **options)
+
+
+def test_missing_instruction_is_found_before_anything_is_run(options):
+    model = Recorder()
+    with pytest.raises(ValueError, match="no instruction for task 'MSMARCO'"):
+        evaluate(model, ["BIOSSES", "MSMARCO"], prompts={"STS": ""}, **options)
+    assert not model.calls
+
+
+def test_damaged_sentence_transformer_is_refused_in_one_line(tmp_path):
+    sentence_transformer(tmp_path / "st").save_pretrained(str(tmp_path / "saved"))
+    weights = tmp_path / "saved" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="sentence-transformers cannot load it") as error:
+        load_model(tmp_path / "saved")
+    assert "\n" not in str(error.value)
+
+
+def test_repeated_evaluation_starts_from_the_same_random_state(tmp_path):
+    folder = tmp_path / "data/mteb/twentynewsgroups-clustering"
+    texts = [f"{w} {i}" for i in range(40) for w in WORDS]
+    write_jsonl(folder / "test.jsonl", [{"sentences": texts, "labels": [i % 5 for i in range(len(texts))]}])
+    options = {"data_dir": tmp_path / "data", "results_dir": tmp_path / "results", "show_progress_bar": False}
+    runs = [evaluate(Recorder(), "TwentyNewsgroupsClustering.v2", overwrite=True, **options) for _ in range(2)]
+    assert runs[0].task_results[0].scores == runs[1].task_results[0].scores

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from tests.tiny import SENTENCES, tiny_tokenizer, tiny_ullme
+from tests.tiny import _SIZES, SENTENCES, tiny_tokenizer, tiny_ullme
 from ullme.export import export_sentence_transformers
 from ullme.models.tensors import weights_digest
 
@@ -129,3 +129,11 @@ def test_real_model_is_exported_exactly(tmp_path, real_model, attention):
 
 def test_tiny_tokenizer_appends_nothing_by_itself():
     assert tiny_tokenizer()(SENTENCES[0])["input_ids"][-1] != tiny_tokenizer().eos_token_id
+
+
+def test_attention_that_sentence_transformers_cannot_switch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(_SIZES, "stablelm", {"num_key_value_heads": 4})
+    with pytest.raises(ValueError, match="does not reproduce this model .stablelm, bidirectional attention"):
+        export_sentence_transformers(tiny_ullme(tmp_path, "stablelm"), tmp_path / "export")
+    causal = tiny_ullme(tmp_path, "stablelm", attention="causal")
+    assert_same(causal, export_sentence_transformers(causal, tmp_path / "export"))

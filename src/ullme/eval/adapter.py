@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from mteb.abstasks import AbsTask
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.models_protocols import CrossEncoderProtocol, EncoderProtocol, SearchProtocol
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ullme.eval.identity import model_meta
 from ullme.eval.prompting import PromptPolicy, prompt_policy
+from ullme.eval.tasks import parts_of
 from ullme.models import ULLME
 from ullme.prompts import INSTRUCTION_TEMPLATE
 
@@ -76,6 +78,13 @@ class Evaluated:
 
     encoder: Any
     keep: bool
+
+    def require_prompts(self, tasks: Iterable[AbsTask]) -> None:
+        """Pass if every task has its prompt; ValueError before anything is run if custom instructions lack one."""
+        if isinstance(self.encoder, PromptedEncoder):
+            for task in tasks:
+                for part in parts_of(task):
+                    self.encoder.policy.prompt(part.metadata, None)
 
     def with_experiment(self, extra: Mapping[str, Any]) -> Any:
         """The encoder with more arguments in its experiment; the model itself is shared, not copied."""

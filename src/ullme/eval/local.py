@@ -12,7 +12,7 @@ from datasets import get_dataset_config_names
 from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-from ullme.eval.tasks import _registry
+from ullme.eval.tasks import known_tasks, with_parts
 
 #: Environment variable that names the data folder when ``data_dir`` is not given.
 DATA_DIR_VARIABLE = "ULLME_MTEB_DATA"
@@ -44,12 +44,9 @@ def with_local_data(task: AbsTask, root: Path) -> AbsTask:
     Raises:
         ValueError: the folder is missing, lacks a subset, or may hold the rows of another version of the task.
     """
+    if isinstance(task, AbsTaskAggregate):
+        return with_parts(task, [with_local_data(part, root) for part in task.tasks])
     own = copy.copy(task)
-    if isinstance(own, AbsTaskAggregate):
-        own.tasks = [with_local_data(part, root) for part in own.tasks]
-        own.taskname_to_task = {part.metadata.name: part for part in own.tasks}
-        own.metadata = own.metadata.model_copy(update={"tasks": own.tasks})
-        return own
     folder = _folder(task, root)
     _require_subsets(task, folder)
     dataset = {**task.metadata.dataset, "path": str(folder), "revision": f"local-{_content_hash(folder)}"}
@@ -104,7 +101,7 @@ def _earlier_version(task: AbsTask) -> str | None:
     name, dataset = task.metadata.name, task.metadata.dataset
     if not re.search(r"\.v\d+$", name):
         return None
-    for other in _registry().values():
+    for other in known_tasks().values():
         same = other.metadata.dataset["path"] == dataset["path"]
         if same and other.metadata.name != name and other.metadata.dataset["revision"] != dataset["revision"]:
             return other.metadata.name

@@ -9,6 +9,7 @@ from typing import Any
 import mteb
 from huggingface_hub.errors import HfHubHTTPError
 from mteb.models.model_implementations import MODEL_REGISTRY
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from transformers.utils import cached_file
 
@@ -71,15 +72,23 @@ def _causal_lm(name: str, settings: dict[str, Any]) -> Any:
 
 
 def _sentence_transformers(name: str, settings: dict[str, Any]) -> Any:
-    return SentenceTransformer(name)
+    try:
+        return SentenceTransformer(name)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"model {name!r}: sentence-transformers cannot load it ({_first_line(error)}); get a complete copy"
+        ) from error
 
 
 def _mteb(name: str, settings: dict[str, Any]) -> Any:
     try:
         return mteb.get_model(name)
     except (ImportError, OSError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"model {name!r}: mteb knows it but cannot load it here ({reason})") from error
+        raise ValueError(f"model {name!r}: mteb knows it but cannot load it here ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
 
 
 _LOADERS: dict[str, Callable[[str, dict[str, Any]], Any]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mteb
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 from mteb.abstasks import AbsTask
 from mteb.cache import ResultCache
 from mteb.results import TaskResult
@@ -20,6 +20,9 @@ from ullme.eval.models import load_model
 from ullme.eval.results import EvaluationResults, Score, language_scores
 from ullme.eval.tasks import select_tasks
 from ullme.prompts import INSTRUCTION_TEMPLATE
+
+#: What datasets and the hub's client raise for data that are absent, unreachable or damaged.
+_UNREADABLE = (ConnectionError, FileNotFoundError, DatasetsError)
 
 
 def eval_mteb_dataset(
@@ -97,6 +100,7 @@ def evaluate(
     root = data_folder(data_dir)
     chosen = [with_local_data(task, root) for task in chosen] if root else chosen
     evaluated = as_encoder(load_model(model) if isinstance(model, str | Path) else model, prompts, instruction_template)
+    evaluated.require_prompts(chosen)
     cache = ResultCache(results_dir) if evaluated.keep else None
     encode_kwargs = EncodeKwargs(batch_size=batch_size, show_progress_bar=show_progress_bar)
     scores: list[Score] = []
@@ -129,9 +133,11 @@ def _run(
             show_progress_bar=False,
             co2_tracker=False,
         )
-    except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
+    except (*_UNREADABLE, KeyError) as error:
+        if isinstance(error, KeyError) and error.args[0] not in task.eval_splits:
+            raise  # a fault of ours or mteb's, not a split that the data lack
         path = metadata.dataset["path"]
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
         raise ValueError(
             f"task {metadata.name!r}: its data {path!r} cannot be read ({reason}); connect to the hub, or give "
             "data_dir (or ULLME_MTEB_DATA) with a complete copy"

@@ -72,13 +72,27 @@ def carries(langscripts: Iterable[str], languages: Iterable[str]) -> bool:
     return any(code in wanted or code.split("-")[0] in wanted for code in langscripts)
 
 
+def with_parts(task: AbsTaskAggregate, parts: list[AbsTask]) -> AbsTaskAggregate:
+    """A copy of a task that joins several, joining these in their place."""
+    own = copy.copy(task)
+    own.tasks, own.taskname_to_task = parts, {part.metadata.name: part for part in parts}
+    own.metadata = task.metadata.model_copy(update={"tasks": parts})
+    return own
+
+
+def parts_of(task: AbsTask) -> list[AbsTask]:
+    """The tasks that are run for this one: itself, or those that it joins."""
+    return list(task.tasks) if isinstance(task, AbsTaskAggregate) else [task]
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return [value] if isinstance(value, str | AbsTask) else list(value)
 
 
-def _registry() -> dict[str, type[AbsTask]]:
+def known_tasks() -> dict[str, type[AbsTask]]:
+    """The task classes of mteb by name."""
     # ``mteb.get_tasks`` the function hides ``mteb.get_tasks`` the module from attribute access.
     return {task.metadata.name: task for task in importlib.import_module("mteb.get_tasks").TASK_LIST}
 
@@ -86,11 +100,13 @@ def _registry() -> dict[str, type[AbsTask]]:
 def _fresh(task: str | AbsTask) -> AbsTask:
     """A task of its own for this run: mteb's shared ones keep data, language filters and an advancing random state."""
     if isinstance(task, str):
-        registry = _registry()
+        registry = known_tasks()
         if task not in registry:
             raise ValueError(f"task: {task!r} is unknown to mteb {mteb.__version__}{_nearest(task, registry)}")
-        return registry[task]()
-    if type(task) in _registry().values():
+        return _fresh(registry[task]())
+    if isinstance(task, AbsTaskAggregate):
+        return with_parts(task, [_fresh(part) for part in task.tasks])
+    if type(task) in known_tasks().values():
         own = type(task)(seed=task.seed)
     else:
         own = copy.copy(task)

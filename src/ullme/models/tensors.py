@@ -88,5 +88,6 @@ def weights_digest(model: nn.Module) -> str:
 
 def _sample(tensor: Tensor) -> list[float]:
     flat = tensor.detach().reshape(-1)
-    at = torch.linspace(0, flat.shape[0] - 1, SIGNATURE_VALUES, device=flat.device).long()
+    # In float64: float32 rounds an index beyond 2^24 past the end.
+    at = torch.linspace(0, flat.shape[0] - 1, SIGNATURE_VALUES, dtype=torch.float64, device=flat.device).long()
     return flat[at].double().tolist()

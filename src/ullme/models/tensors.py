@@ -88,6 +88,6 @@ def weights_digest(model: nn.Module) -> str:
 
 def _sample(tensor: Tensor) -> list[float]:
     flat = tensor.detach().reshape(-1)
-    # In float64: float32 rounds an index beyond 2^24 past the end.
-    at = torch.linspace(0, flat.shape[0] - 1, SIGNATURE_VALUES, dtype=torch.float64, device=flat.device).long()
+    # In whole numbers: float32, as ``linspace`` computes, rounds an index beyond 2^24 past the end.
+    at = torch.arange(SIGNATURE_VALUES, device=flat.device) * (flat.shape[0] - 1) // (SIGNATURE_VALUES - 1)
     return flat[at].double().tolist()

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.fingerprint import generate_random_fingerprint
 from torch.utils.data import Dataset
 
 from ullme.data.rows import RowReader
@@ -43,7 +44,8 @@ class PairDataset(Dataset[PairExample]):
         self.sources = tuple(sources)
         self._instructions = tuple(instructions)
         self._ends = list(accumulate(table.num_rows for table in tables))
-        self._rows = datasets.Dataset(pa.concat_tables(tables))
+        # hashing the table, which a given fingerprint avoids, would copy it whole
+        self._rows = datasets.Dataset(pa.concat_tables(tables), fingerprint=generate_random_fingerprint())
 
     @classmethod
     def from_examples(cls, examples: Iterable[PairExample], source: str = "pairs") -> PairDataset:

@@ -11,10 +11,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import BertConfig, BertForMaskedLM
 
 from tests.mteb_folders import WORDS, write_classification, write_jsonl, write_msmarco, write_retrieval, write_sts
-from tests.tiny import tiny_folder, tiny_ullme
+from tests.tiny import tiny_folder, tiny_tokenizer, tiny_ullme
 from ullme.eval import as_encoder, eval_mteb_dataset, evaluate, load_model, select_tasks
+from ullme.eval.models import kind_of
 from ullme.eval.prompting import prompt_policy
 from ullme.models import ULLME
 
@@ -327,3 +329,21 @@ def test_repeated_evaluation_starts_from_the_same_random_state(tmp_path):
     options = {"data_dir": tmp_path / "data", "results_dir": tmp_path / "results", "show_progress_bar": False}
     runs = [evaluate(Recorder(), "TwentyNewsgroupsClustering.v2", overwrite=True, **options) for _ in range(2)]
     assert runs[0].task_results[0].scores == runs[1].task_results[0].scores
+
+
+def test_plain_encoder_is_loaded_by_sentence_transformers(tmp_path):
+    config = BertConfig(
+        vocab_size=384, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    tiny_tokenizer().save_pretrained(tmp_path / "bert")
+    assert kind_of(str(tmp_path / "bert")) == "sentence-transformers"
+    assert isinstance(load_model(tmp_path / "bert"), SentenceTransformer)
+    with pytest.raises(ValueError, match="kind: 'bert' is unknown"):
+        load_model(tmp_path / "bert", kind="bert")
+
+
+def test_name_that_is_nowhere_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="model 'smollm3-135m' cannot be loaded: did you mean") as error:
+        load_model("smollm3-135m")
+    assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,23 @@ from huggingface_hub.errors import HfHubHTTPError
 from mteb.models.model_implementations import MODEL_REGISTRY
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
 from ullme.models import ULLME, WrappedULLME
 from ullme.models.io import SETTINGS_FILE
 from ullme.models.packaged import PACKAGED_MODELS
 
+#: Endings of architecture names of encoders, some of which Transformers can also load as causal LMs.
+_ENCODER_HEADS = ("ForMaskedLM", "ForPreTraining")
+
 
 def load_model(name: str | Path, kind: str | None = None, **settings: Any) -> Any:
     """A model for :func:`ullme.eval.evaluate`, of whatever kind it is.
 
     Args:
-        name: a folder saved by ullme, a sentence-transformers folder or hub name, a name that mteb knows, or a causal
-            LM (folder, hub name, GGUF file, packaged model).
+        name: a folder saved by ullme, a sentence-transformers or encoder folder or hub name, a name that mteb knows,
+            or a causal LM (folder, hub name, GGUF file, packaged model).
         kind: ``checkpoint``, ``sentence-transformers``, ``mteb`` or ``causal-lm``; None finds out.
         settings: of :class:`ullme.models.ULLME`, for a checkpoint and a causal LM.
 
@@ -45,22 +50,33 @@ def load_model(name: str | Path, kind: str | None = None, **settings: Any) -> An
 def kind_of(name: str) -> str:
     """The kind of a model by its files: ours first, then sentence-transformers', then what mteb knows by name."""
     folder = Path(name).expanduser()
-    if folder.exists():
+    if folder.is_dir():
         if (folder / SETTINGS_FILE).is_file():
             return "checkpoint"
-        return "sentence-transformers" if (folder / "modules.json").is_file() else "causal-lm"
-    if name.lower() in PACKAGED_MODELS:
+        return _by_files(str(folder))
+    if name.lower() in PACKAGED_MODELS or folder.exists():
         return "causal-lm"
-    if name in MODEL_REGISTRY:
-        return "mteb"
-    return "sentence-transformers" if _on_hub(name, "modules.json") else "causal-lm"
+    return "mteb" if name in MODEL_REGISTRY else _by_files(name)
 
 
-def _on_hub(name: str, file: str) -> bool:
+def _by_files(name: str) -> str:
+    """Sentence-transformers also loads a plain encoder, such as BERT, and takes the mean of its tokens."""
+    if _file(name, "modules.json") is not None:
+        return "sentence-transformers"
     try:
-        return cached_file(name, file, _raise_exceptions_for_missing_entries=False) is not None
+        config = json.loads(Path(_file(name, "config.json") or "").read_text())
+        heads = [head for head in config.get("architectures") or () if head.endswith(_ENCODER_HEADS)]
+    except (OSError, ValueError, AttributeError):
+        return "causal-lm"  # whose loader says what is wrong with the folder or the name
+    generates = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "causal-lm" if generates and not heads else "sentence-transformers"
+
+
+def _file(name: str, file: str) -> str | None:
+    try:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError, HfHubHTTPError):
-        return False  # the loader of a causal LM says what is wrong with the name
+        return None
 
 
 def _checkpoint(name: str, settings: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from ullme.apps.train import build_loader, load_training_pairs, require_known_tasks, resume_point, text_tokenizer
+from ullme.apps.train import build_loader, load_training_pairs, require_known_tasks, resume_point
 from ullme.batching import consecutive_chunks
 from ullme.config import RunConfig
 from ullme.models.loading import load_config, load_tokenizer, resolve
@@ -95,7 +95,7 @@ def plan(config: RunConfig) -> Plan:
     settings = config.model.settings()
     source = resolve(settings)
     model_config = load_config(settings, source)
-    loader = build_loader(config, dataset, text_tokenizer(settings, load_tokenizer(settings, source)))
+    loader = build_loader(config, dataset, settings.text_tokenizer(load_tokenizer(settings, source)))
     sample = list(islice(loader, SAMPLED_BATCHES))
     tokens = [int(batch.tokens_B().sum()) for batch in sample]
     cuts = [consecutive_chunks(batch.tokens_B().tolist(), config.trainer.chunk_tokens) for batch in sample]

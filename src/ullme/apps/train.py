@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint, set_seed
 from ullme import distributed
 from ullme.config import RunConfig, read_run_file
 from ullme.data import PairCollator, PairDataset, PairLoader, load_pairs, train_loader
-from ullme.models import ULLME, ModelSettings
+from ullme.models import ULLME
 from ullme.objectives import needs_of
 from ullme.prompts import TextTokenizer
 from ullme.trainer import EmbeddingTrainer, EmbeddingTrainingArguments
@@ -98,18 +98,6 @@ def load_training_pairs(config: RunConfig) -> PairDataset:
     if config.needs_negatives:
         dataset.require_negatives(f"the objective {config.needs_negatives[0]!r} needs them")
     return dataset
-
-
-def text_tokenizer(settings: ModelSettings, tokenizer: Any) -> TextTokenizer:
-    """The way from text to ids of a model with these settings."""
-    return TextTokenizer(
-        tokenizer,
-        max_length=settings.max_length,
-        append_eos=settings.append_eos,
-        echo=settings.echo,
-        chat_template=settings.chat_template,
-        generation_template=settings.generation_template,
-    )
 
 
 def build_collator(config: RunConfig, tokenizer: TextTokenizer) -> PairCollator:

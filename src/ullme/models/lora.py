@@ -38,7 +38,7 @@ def add_adapter(causal_lm: PreTrainedModel, settings: ModelSettings) -> PeftMode
         lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=settings.model_name_or_path,
+        base_model_name_or_path=causal_lm.name_or_path,
     )
     try:
         return get_peft_model(causal_lm, config)

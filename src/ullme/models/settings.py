@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ullme.prompts import GENERATION_TEMPLATE
+from ullme.prompts import GENERATION_TEMPLATE, TextTokenizer
 
 POOLINGS = ("mean", "weightedmean", "cls", "lasttoken", "latent")
 ATTENTIONS = ("bidirectional", "causal")
@@ -96,6 +96,11 @@ class ModelSettings:
     def has_adapter(self) -> bool:
         """Whether the model is a base with an adapter rather than one set of weights."""
         return bool(self.lora_name or self.adapter_path)
+
+    def text_tokenizer(self, tokenizer: Any) -> TextTokenizer:
+        """The way from text to token ids of a model with these settings and this tokenizer."""
+        names = ("max_length", "append_eos", "echo", "chat_template", "generation_template")
+        return TextTokenizer(tokenizer, **{name: getattr(self, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values."""

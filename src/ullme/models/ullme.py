@@ -22,7 +22,6 @@ from ullme.models.pooling import Pooling
 from ullme.models.settings import ModelSettings
 from ullme.models.specs import logits_head
 from ullme.models.tensors import weights_digest
-from ullme.prompts import TextTokenizer
 from ullme.types import Attention, Batch, ObjectiveInputs, Texts
 
 
@@ -61,14 +60,7 @@ class ULLME(nn.Module):
         # A tuple keeps the same modules as ``causal_lm`` out of the module tree, so that no parameter appears twice.
         self._adapted = (add_adapter(self.causal_lm, self.settings),)
         self.pooler = Pooling(self.settings.pooling, self.embedding_dimension).to(self.device)
-        self.text_tokenizer = TextTokenizer(
-            self.tokenizer,
-            max_length=self.settings.max_length,
-            append_eos=self.settings.append_eos,
-            echo=self.settings.echo,
-            chat_template=self.settings.chat_template,
-            generation_template=self.settings.generation_template,
-        )
+        self.text_tokenizer = self.settings.text_tokenizer(self.tokenizer)
         if self.settings.gradient_checkpointing:
             self.gradient_checkpointing_enable()
 

@@ -28,6 +28,7 @@ from ullme.models.settings import ModelSettings
 from ullme.models.specs import REFUSED_TYPES, refusal
 
 IMPLEMENTATIONS = ("eager", "sdpa")
+PAGE = Path("docs/architectures.md")
 TINY_TOLERANCE = 1e-5  # fp32, two layers
 
 
@@ -83,7 +84,8 @@ def check_all(output_path: Path | str | None = None, model_types: tuple[str, ...
     """Build a tiny random model of every causal-LM architecture of Transformers, and run every invariant on it.
 
     Args:
-        output_path: the Markdown table to write; the same text on every run with the same library versions.
+        output_path: the Markdown page to write (default ``docs/architectures.md``); the same text on every run with the
+            same library versions.
         model_types: only these (default: the whole mapping).
 
     Returns:
@@ -96,10 +98,9 @@ def check_all(output_path: Path | str | None = None, model_types: tuple[str, ...
             examine_architecture(name)
             for name in track(names, "Architectures", console=console, disable=not console.is_terminal)
         ]
-    if output_path is not None:
-        path = Path(output_path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(markdown(findings), encoding="utf-8")
+    path = PAGE if output_path is None else Path(output_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(markdown(findings), encoding="utf-8")
     return summary_table(findings)
 
 

@@ -63,12 +63,12 @@ class _Step:
 
     def gradient(self, *attentions: Attention) -> list[Tensor]:
         """Gradient of the summed states of these attentions, computed in one backward."""
-        total = torch.zeros((), device=self.ids_NT.device)
+        total = torch.zeros((), device=self.ids_NT.device, dtype=torch.float64)
         for attention in attentions:
             torch.manual_seed(len(attention))  # the same dropout in every computation of this attention
             hidden_NTD = self.switch.hidden(self.causal_lm, self.ids_NT, self.mask_NT, attention)
             direction_D = torch.linspace(-1, 1 + len(attention), hidden_NTD.shape[-1], device=hidden_NTD.device).cos()
-            total = total + ((hidden_NTD.float() * direction_D).tanh() * self.mask_NT[..., None]).sum()
+            total = total + ((hidden_NTD * direction_D).tanh() * self.mask_NT[..., None]).sum(dtype=torch.float64)
         found = torch.autograd.grad(total, self.parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
 

@@ -65,8 +65,9 @@ def text_decoder(causal_lm: PreTrainedModel) -> PreTrainedModel:
     """The text model under the LM head: what turns token ids into last hidden states."""
     # ``get_decoder`` finds the text part of a multimodal model, but takes a linear layer named ``decoder`` for one;
     # ``base_model`` is the model itself where the prefix names no attribute (llama4, mllama).
+    decoder: Any
     for decoder in (causal_lm.get_decoder(), causal_lm.base_model, getattr(causal_lm, "model", None)):
-        if isinstance(decoder, PreTrainedModel) and decoder is not causal_lm:
+        if hasattr(decoder, "config") and decoder is not causal_lm:
             return decoder
     raise ValueError(
         f"model class {type(causal_lm).__name__} has no decoder under its LM head; use another architecture"

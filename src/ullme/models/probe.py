@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ullme.models.attention import AttentionSwitch, Window, text_decoder
-from ullme.models.layer_probe import blind_layers, smallest_effect
+from ullme.models.layer_probe import look_at_layers, smallest_effect
 from ullme.models.specs import MECHANISMS, SPECS, Mechanism, layer_kinds, logits_head, refusal
 from ullme.types import Attention
 
@@ -73,7 +74,8 @@ def probed_switch(
             "remove the key from config.json, or load the model that this one was exported from"
         )
     results = []
-    for mechanism in (SPECS[config.model_type],) if config.model_type in SPECS else MECHANISMS:
+    row = (SPECS[config.model_type],) if config.model_type in SPECS else ()
+    for mechanism in dict.fromkeys((*row, *MECHANISMS)):
         result = probe_or_failure(causal_lm, AttentionSwitch(mechanism, window), tolerance)
         if result.passed:
             return AttentionSwitch(mechanism, window, result.head_reproduced)
@@ -84,7 +86,7 @@ def probed_switch(
 def _message(config: Any, results: list[ProbeResult]) -> str:
     # The first mechanism that at least ran tells more about the model than one that its code does not take.
     telling = next((result for result in results if "call" not in result.failures), results[0])
-    other = "sdpa" if config._attn_implementation == "eager" else "eager"
+    other = "eager" if config._attn_implementation == "sdpa" else "sdpa"
     return (
         f"model type {config.model_type!r} (layers: {', '.join(layer_kinds(config)) or 'attention'}; "
         f"attn_implementation {config._attn_implementation!r}) cannot be made bidirectional: "
@@ -113,7 +115,7 @@ def probe_or_failure(
 
 
 def probe(causal_lm: PreTrainedModel, switch: AttentionSwitch, tolerance: float | None = None) -> ProbeResult:
-    """Every invariant of the switch but the gradient's, on a short text: about twenty forwards, no gradient.
+    """Every invariant of the switch but the gradient's, on a short text: about ten forwards, no gradient.
 
     Args:
         causal_lm: the model; left as it was, its training mode included.
@@ -121,7 +123,8 @@ def probe(causal_lm: PreTrainedModel, switch: AttentionSwitch, tolerance: float 
         tolerance: relative error that passes; by default what suits the model's dtype.
     """
     if tolerance is None:
-        tolerance = TOLERANCE.get(causal_lm.dtype, TOLERANCE[torch.bfloat16])
+        quantized = getattr(causal_lm, "is_quantized", False)
+        tolerance = TOLERANCE.get(torch.bfloat16 if quantized else _computed_in(causal_lm), TOLERANCE[torch.bfloat16])
     with torch.no_grad(), _evaluating(causal_lm):
         look = _Look(causal_lm, switch, tolerance)
         look.causal_equals_transformers()
@@ -142,7 +145,8 @@ class _Look:
         self.head_reproduced = False
         self.ids_1T = distinct_ids(causal_lm, LENGTH)
         self.full_1T = torch.ones_like(self.ids_1T)
-        self.floor = smallest_effect(causal_lm.dtype)
+        self.dtype = _computed_in(causal_lm)
+        self.floor = smallest_effect(self.dtype)
         self.plain = self._plain()
 
     def hidden(self, ids_NT: Tensor, mask_NT: Tensor, attention: Attention = "bidirectional") -> Tensor:
@@ -165,7 +169,7 @@ class _Look:
             error = relative_error(logits_1TV, self.plain.logits)
             self.head_reproduced = error <= self.tolerance
         if not self.head_reproduced:
-            states = self.plain.hidden_states
+            states = self._plain(output_hidden_states=True).hidden_states
             error = relative_error(hidden_1TD, states[-1]) if states else float("nan")
         self.expect("causal", "causal", error, "causal attention differs from Transformers' own output")
 
@@ -182,42 +186,42 @@ class _Look:
 
     def _effects(self, attention: Attention, padding: int) -> tuple[float, float]:
         """What changing the last token but one does to the last, and changing the last to those before it."""
-        pad_1P = self.ids_1T[:, :1].expand(1, padding)
-        mask_1T = torch.cat([torch.zeros_like(pad_1P), self.full_1T], 1)
-
-        def text(changed: int | None) -> Tensor:
-            ids_1T = self.ids_1T.clone()
-            if changed is not None:
-                ids_1T[0, changed] = ids_1T[0, 0]
-            return self.hidden(torch.cat([pad_1P, ids_1T], 1), mask_1T, attention)[0, padding:]
-
-        plain_TD, early_TD, late_TD = text(None), text(-2), text(-1)
+        ids_3T = self.ids_1T.repeat(3, 1)
+        ids_3T[1, -2] = ids_3T[2, -1] = self.ids_1T[0, 0]
+        ids_NT, mask_NT = self._padded(ids_3T, padding, "left")
+        plain_TD, early_TD, late_TD = self.hidden(ids_NT, mask_NT, attention)[:, padding:]
         size_T = plain_TD.norm(dim=-1).clamp(min=1e-30)
-        past_T, future_T = (plain_TD - early_TD).norm(dim=-1) / size_T, (plain_TD - late_TD).norm(dim=-1) / size_T
+        past_T, future_T = ((plain_TD - other_TD).norm(dim=-1) / size_T for other_TD in (early_TD, late_TD))
         return float(past_T[-1]), float(future_T[:-1].max())
 
     def every_layer_sees_the_future(self) -> None:
         """In a hybrid, the layers that see the future would hide one that does not."""
-        blind = blind_layers(
-            text_decoder(self.causal_lm), lambda: self.hidden(self.ids_1T, self.full_1T), self.causal_lm.dtype
-        )
+        decoder = text_decoder(self.causal_lm)
+        run = partial(self.hidden, self.ids_1T, self.full_1T)
+        seeing, blind = look_at_layers(decoder, run, LENGTH, self.dtype)
         if blind:
             self.failures["layers"] = f"{blind[0]} mixes tokens but does not see the future"
+        elif not seeing:
+            self.failures["layers"] = "no layer was found that sees the future"
 
     def padding_does_not_matter(self) -> None:
-        """A text alone, and padded on either side beside a longer one."""
+        """A text alone, and in a batch with a longer one, padded on either side."""
         alone_TD = self.hidden(self.ids_1T, self.full_1T)[0]
-        other_1T = distinct_ids(self.causal_lm, LENGTH + PADDING, shift=3)
-        pad_1P = self.ids_1T[:, :1].expand(1, PADDING)
-        for side, text in (("right", slice(0, LENGTH)), ("left", slice(PADDING, None))):
-            parts, masks = [self.ids_1T, pad_1P], [self.full_1T, torch.zeros_like(pad_1P)]
-            order = slice(None) if side == "right" else slice(None, None, -1)
-            ids_NT = torch.cat([other_1T, torch.cat(parts[order], 1)])
-            mask_NT = torch.cat([torch.ones_like(other_1T), torch.cat(masks[order], 1)])
-            padded_TD = self.hidden(ids_NT, mask_NT)[1, text]
+        longer_1T = distinct_ids(self.causal_lm, LENGTH + PADDING, shift=3)
+        texts = [(longer_1T, torch.ones_like(longer_1T))]
+        texts += [self._padded(self.ids_1T, PADDING, side) for side in ("right", "left")]
+        ids_NT, mask_NT = (torch.cat(parts) for parts in zip(*texts, strict=True))
+        _, right_TD, left_TD = self.hidden(ids_NT, mask_NT)
+        for side, padded_TD in (("right", right_TD[:LENGTH]), ("left", left_TD[PADDING:])):
             # Per token a sparse model may route one rounded state elsewhere; the embedding is what must not change.
             error = max(relative_error(padded_TD.mean(0), alone_TD.mean(0)), 0.3 * relative_error(padded_TD, alone_TD))
             self.expect("padding", side, error, f"{side} padding changes the embedding of a text")
+
+    def _padded(self, ids_NT: Tensor, padding: int, side: str) -> tuple[Tensor, Tensor]:
+        """These texts with so many tokens of padding on one side, and their mask."""
+        pad = (padding, 0) if side == "left" else (0, padding)
+        fill = int(self.ids_1T[0, 0])
+        return nn.functional.pad(ids_NT, pad, value=fill), nn.functional.pad(torch.ones_like(ids_NT), pad)
 
     def causal_is_restored(self) -> None:
         """Bit for bit on a CPU; a GPU may add in another order."""
@@ -228,10 +232,14 @@ class _Look:
         if not same:
             self.failures["restored"] = "the causal output changed after a bidirectional call"
 
-    def _plain(self) -> Any:
-        return self.causal_lm(
-            input_ids=self.ids_1T, attention_mask=self.full_1T, use_cache=False, output_hidden_states=True
-        )
+    def _plain(self, **options: bool) -> Any:
+        return self.causal_lm(input_ids=self.ids_1T, attention_mask=self.full_1T, use_cache=False, **options)
+
+
+def _computed_in(causal_lm: PreTrainedModel) -> torch.dtype:
+    """The dtype that rounds: the model's, or autocast's where it is on."""
+    device = causal_lm.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else causal_lm.dtype
 
 
 def distinct_ids(causal_lm: PreTrainedModel, length: int, shift: int = 0) -> Tensor:
@@ -244,7 +252,7 @@ def distinct_ids(causal_lm: PreTrainedModel, length: int, shift: int = 0) -> Ten
 
 def relative_error(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of ``b``."""
-    a, b = a.double(), b.double()
+    a, b = a.detach().double(), b.detach().double()
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 

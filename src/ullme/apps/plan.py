@@ -18,6 +18,7 @@ from ullme.config import RunConfig
 from ullme.models.loading import load_config, load_tokenizer, resolve
 from ullme.models.lora import add_adapter
 from ullme.models.pooling import Pooling
+from ullme.models.settings import ModelSettings
 from ullme.types import Batch
 
 #: Batches that are tokenised to see how long texts are.
@@ -104,7 +105,7 @@ def plan(config: RunConfig) -> Plan:
         for batch, chunks in zip(sample, cuts, strict=True)
         for chunk in chunks
     )
-    parameters, memory = _memory(config, model_config, largest_chunk, max(map(_embeddings, sample)))
+    weights = _weights(settings, model_config)
     per_epoch = len(loader)
     trainer = config.trainer
     return Plan(
@@ -117,38 +118,55 @@ def plan(config: RunConfig) -> Plan:
         text_tokens={kind: _spread(lengths) for kind, lengths in _lengths(sample).items()},
         cut={kind: float((lengths >= settings.max_length).mean()) for kind, lengths in _lengths(sample).items()},
         chunks=(int(np.median([len(c) for c in cuts])), max(len(c) for c in cuts)),
-        parameters=parameters,
-        memory=memory,
+        parameters=(weights.backbone + weights.added, weights.trained),
+        memory=_memory(config, model_config, weights, largest_chunk, max(map(_embeddings, sample))),
     )
 
 
-def _memory(
-    config: RunConfig, model_config: Any, chunk_tokens: int, embeddings: int
-) -> tuple[tuple[int, int], dict[str, int]]:
-    """Parameters (all, trained), and bytes by purpose for the largest chunk and that many embeddings of a batch."""
-    settings = config.model.settings()
+@dataclass(frozen=True)
+class _Weights:
+    """Numbers of weights: of the backbone, added to it (adapter, pooler), and trained; and the embedding's width."""
+
+    backbone: int
+    added: int
+    trained: int
+    width: int
+
+
+def _weights(settings: ModelSettings, model_config: Any) -> _Weights:
+    """Counted on a model without storage; an existing adapter is taken to be of the size of a new one."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=settings.trust_remote_code)
-        frozen = sum(p.numel() for p in model.parameters())
-        peft_model = add_adapter(model, replace(settings, adapter_path=None, lora_name=settings.lora_name or "planned"))
         width = model.get_input_embeddings().embedding_dim
-        pooler = sum(p.numel() for p in Pooling(settings.pooling, width).parameters())
-    assert peft_model is not None
-    adapter = sum(p.numel() for p in peft_model.parameters()) - frozen
-    trained = pooler + (adapter if settings.has_adapter else frozen)
+        backbone = _count(model)
+        pooler = _count(Pooling(settings.pooling, width))
+        if settings.has_adapter:
+            add_adapter(model, replace(settings, adapter_path=None, lora_name=settings.lora_name or "planned"))
+        adapter = _count(model) - backbone
+    return _Weights(backbone, adapter + pooler, pooler + (adapter if settings.has_adapter else backbone), width)
+
+
+def _memory(
+    config: RunConfig, model_config: Any, weights: _Weights, chunk_tokens: int, embeddings: int
+) -> dict[str, int]:
+    """Bytes by purpose while the largest chunk is computed, in a batch of that many embeddings."""
+    settings, trainer = config.model.settings(), config.trainer
     text_config = model_config.get_text_config(decoder=True)
-    size = 2 if config.trainer.bf16 or config.trainer.fp16 else _BYTES[settings.dtype]
-    layers = text_config.num_hidden_layers
-    kept = 1 + _ACTIVATIONS / layers if config.trainer.gradient_checkpointing else _ACTIVATIONS
-    weight_bytes = _QUANTIZED_BYTES.get(settings.quantization or "", _BYTES[settings.dtype])
-    memory = {
-        "weights": int(frozen * weight_bytes) + (trained - (0 if settings.has_adapter else frozen)) * 4,
-        "gradients": trained * _GRADIENT_BYTES,
-        "optimizer (Adam)": trained * _ADAM_BYTES,
-        "activations (estimate)": int(chunk_tokens * layers * text_config.hidden_size * size * kept),
-        "embeddings and their gradients": 2 * 4 * embeddings * width,
+    layers, width = text_config.num_hidden_layers, text_config.hidden_size
+    size = 2 if trainer.bf16 or trainer.fp16 else _BYTES[settings.dtype]
+    values = layers + _ACTIVATIONS if trainer.gradient_checkpointing else layers * _ACTIVATIONS
+    backbone = weights.backbone * _QUANTIZED_BYTES.get(settings.quantization or "", _BYTES[settings.dtype])
+    return {
+        "weights": int(backbone) + 4 * weights.added,
+        "gradients": weights.trained * _GRADIENT_BYTES,
+        "optimizer (Adam)": weights.trained * _ADAM_BYTES,
+        "activations (estimate)": chunk_tokens * width * values * size,
+        "embeddings and their gradients": 2 * 4 * embeddings * weights.width,
     }
-    return (frozen + trained - (0 if settings.has_adapter else frozen), trained), memory
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _embeddings(batch: Batch) -> int:
@@ -169,9 +187,9 @@ def _spread(lengths: np.ndarray) -> tuple[int, int, int]:
     return int(np.median(lengths)), int(np.percentile(lengths, 95)), int(lengths.max())
 
 
-def _readable(size: int) -> str:
+def _readable(size: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"
-        size /= 1024  # type: ignore[assignment]
+        size /= 1024
     return f"{size:.2f} GiB"

@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers.processors import Sequence as ProcessorSequence
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 
 from ullme.models import ULLME
 from ullme.models.attention import text_decoder
@@ -135,9 +135,11 @@ def _backbone(model: ULLME) -> PreTrainedModel:
     causal_lm: Any = model.causal_lm
     if model.peft_model is not None:
         causal_lm = copy.deepcopy(model.peft_model).merge_and_unload()
-    decoder = text_decoder(causal_lm)
-    backbone = copy.copy(decoder)
-    backbone.config = copy.deepcopy(decoder.config)
+    source = text_decoder(causal_lm)
+    if MODEL_MAPPING.get(type(source.config), None) is not type(source):
+        source = causal_lm.base_model  # AutoModel loads OPT's decoder inside a model of its own
+    backbone = copy.copy(source)
+    backbone.config = copy.deepcopy(source.config)
     if model.attention == "bidirectional":
         backbone.config.is_causal = False
     return backbone
@@ -164,7 +166,13 @@ def _tokenizer(model: ULLME) -> Any:
 
 
 def _require_same_embeddings(model: ULLME, folder: Path, prompts: Mapping[str, str], normalize: bool) -> None:
-    exported = SentenceTransformer(str(folder), device=str(model.device))
+    try:
+        exported = SentenceTransformer(str(folder), device=str(model.device))
+        exported.encode([_PROBES[0]], show_progress_bar=False)
+    except Exception as error:
+        # Whatever a model class raises that sentence-transformers calls otherwise than we do.
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0][:200]}"
+        raise ValueError(f"export: {_explain(model, None)} ({reason})") from error
     cases: list[tuple[str, str | None, list[str]]] = [
         ("a text alone", None, [_PROBES[0]]),
         ("a padded batch", None, list(_PROBES)),

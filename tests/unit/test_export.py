@@ -10,7 +10,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tests.tiny import _SIZES, SENTENCES, tiny_tokenizer, tiny_ullme
+from ullme.apps import check_tiny
 from ullme.export import export_sentence_transformers
+from ullme.models import ULLME
 from ullme.models.tensors import weights_digest
 
 ARCHITECTURES = ["llama", "mistral", "gpt2", "gemma3_text", "qwen3"]
@@ -137,3 +139,25 @@ def test_attention_that_sentence_transformers_cannot_switch_is_refused(tmp_path,
         export_sentence_transformers(tiny_ullme(tmp_path, "stablelm"), tmp_path / "export")
     causal = tiny_ullme(tmp_path, "stablelm", attention="causal")
     assert_same(causal, export_sentence_transformers(causal, tmp_path / "export"))
+
+
+def any_ullme(folder, architecture, **settings):
+    """A ULLME on a tiny model of any architecture, with room for the ids of the tiny tokenizer."""
+    causal_lm = check_tiny.tiny_model(architecture)
+    causal_lm.resize_token_embeddings(384)
+    causal_lm.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    return ULLME(str(folder / "model"), max_length=32, **settings)
+
+
+@pytest.mark.parametrize("architecture", ["opt", "bloom", "gemma3", "falcon"])
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_decoder_inside_another_model_or_told_by_its_config_is_exported(tmp_path, architecture, attention):
+    model = any_ullme(tmp_path, architecture, attention=attention)
+    assert_same(model, export_sentence_transformers(model, tmp_path / "export"))
+
+
+def test_model_that_sentence_transformers_cannot_run_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="does not reproduce this model .mpt") as error:
+        export_sentence_transformers(any_ullme(tmp_path, "mpt"), tmp_path / "export")
+    assert "\n" not in str(error.value)

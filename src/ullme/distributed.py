@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
+
+from ullme.types import ObjectiveInputs
 
 
 def is_distributed() -> bool:
@@ -54,3 +57,25 @@ def gather_rows(rows_BX: Tensor) -> tuple[Tensor, slice]:
     dist.all_gather(parts, padded)
     start = sum(sizes[: rank()])
     return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]), slice(start, start + sizes[rank()])
+
+
+def gather_inputs(inputs: ObjectiveInputs) -> tuple[ObjectiveInputs, slice]:
+    """The embeddings, masks and keys of all ranks' queries, and where this rank's stand; no gradient crosses.
+
+    Ranks may hold different numbers of queries and of passages per query; row ids of other ranks are empty.
+    """
+    assert inputs.query_BD is not None and inputs.passage_BPD is not None, "these inputs were not embedded"
+    passages = inputs.passage_mask_BP.shape[1]
+    missing = global_max(passages, inputs.passage_mask_BP.device) - passages
+    query_BD, own = gather_rows(inputs.query_BD)
+    others = ("",) * (query_BD.shape[0] - len(inputs.row_ids) - own.start)
+    whole = ObjectiveInputs(
+        passage_mask_BP=gather_rows(pad(inputs.passage_mask_BP.byte(), (0, missing)))[0].bool(),
+        positive_mask_BP=gather_rows(pad(inputs.positive_mask_BP.byte(), (0, missing)))[0].bool(),
+        query_key_B=gather_rows(inputs.query_key_B)[0],
+        passage_key_BP=gather_rows(pad(inputs.passage_key_BP, (0, missing)))[0],
+        row_ids=("",) * own.start + inputs.row_ids + others,
+        query_BD=query_BD,
+        passage_BPD=gather_rows(pad(inputs.passage_BPD, (0, 0, 0, missing)))[0],
+    )
+    return whole, own

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ullme import distributed
 from ullme.batching import consecutive_chunks
@@ -219,7 +218,7 @@ def _coupled_gradient(
 
     Every rank evaluates the global loss and takes its own rows of the gradient: exact, without autograd across ranks.
     """
-    whole, own = _gathered(local)
+    whole, own = distributed.gather_inputs(local)
     leaves = [rows.detach().requires_grad_() for rows in _embeddings(whole)]
     inputs = replace(whole, query_BD=leaves[0], passage_BPD=leaves[1])
     exists_B = inputs.passage_mask_BP.any(1)
@@ -229,26 +228,6 @@ def _coupled_gradient(
     query_BD, passage_BPD = torch.autograd.grad(total, leaves, materialize_grads=True)
     cache = (query_BD[own], passage_BPD[own, : local.passage_mask_BP.shape[1]])
     return cache, {name: value_B.detach()[own] for name, value_B in loss_B.items()}
-
-
-def _gathered(local: ObjectiveInputs) -> tuple[ObjectiveInputs, slice]:
-    """The inputs of all ranks' queries, and where this rank's stand; other ranks' row ids are empty."""
-    query_BD, passage_BPD = _embeddings(local)
-    passages = local.passage_mask_BP.shape[1]
-    missing = distributed.global_max(passages, local.passage_mask_BP.device) - passages
-    query_BD, own = distributed.gather_rows(query_BD)
-    others = ("",) * (query_BD.shape[0] - len(local.row_ids) - own.start)
-    whole = ObjectiveInputs(
-        # gloo and nccl reduce no bool
-        passage_mask_BP=distributed.gather_rows(pad(local.passage_mask_BP.byte(), (0, missing)))[0].bool(),
-        positive_mask_BP=distributed.gather_rows(pad(local.positive_mask_BP.byte(), (0, missing)))[0].bool(),
-        query_key_B=distributed.gather_rows(local.query_key_B)[0],
-        passage_key_BP=distributed.gather_rows(pad(local.passage_key_BP, (0, missing)))[0],
-        row_ids=("",) * own.start + local.row_ids + others,
-        query_BD=query_BD,
-        passage_BPD=distributed.gather_rows(pad(passage_BPD, (0, 0, 0, missing)))[0],
-    )
-    return whole, own
 
 
 def _surrogate(inputs: ObjectiveInputs, cache: Cache, chunk: _Chunk) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ullme.models.probe import LENGTH
+
 VOCABULARY = 96
 LAYERS = 2
 MOST_WEIGHTS = 5_000_000  # a default configuration that slipped through would fill the machine's memory
@@ -63,7 +65,8 @@ SIZES: Mapping[str, int] = {
     **dict.fromkeys(("adapter_in_dim", "adapter_out_dim", "adapter_input_size"), 32),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "model_max_length"), 64),
     **dict.fromkeys(("max_target_positions", "max_source_positions", "context_length"), 64),
-    **dict.fromkeys(("index_n_heads",), 2),
+    **dict.fromkeys(("index_topk",), LENGTH // 2),  # so that an index has to choose
+    **dict.fromkeys(("index_n_heads",), 32),  # with few heads many scores are zero, and padding would break their ties
     **dict.fromkeys(("index_head_dim",), 16),
     **dict.fromkeys(("query_pre_attn_scalar", "hidden_size_per_layer_input", "ple_embed_dim"), 8),
 }
@@ -96,6 +99,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "vision_config": {"mlp_layer_types": ["dense", "dense"], "per_layer_config": {}},
     },
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -118,8 +122,14 @@ def _shrunk(config_class: type[PreTrainedConfig], overrides: dict[str, Any]) -> 
     fields: dict[str, Any] = {
         name: SIZES[name] for name, value in vars(default).items() if name in SIZES and _is_size(value)
     }
+    if getattr(default, "sliding_window", 0) is None:
+        fields["sliding_window"] = WINDOW
     fields |= {name: token for name, token in TOKENS.items() if getattr(default, name, None) is not None}
     kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or []))
+    if kinds == ["full_attention"] and hasattr(default, "sliding_window"):
+        kinds = ["sliding_attention", "full_attention"]  # off by default, but some released models have them
+    if hasattr(default, "use_sliding_window"):
+        fields["use_sliding_window"] = True
     if "qk_rope_head_dim" in fields and "num_key_value_heads" in fields:
         fields["num_key_value_heads"] = SIZES["num_attention_heads"]  # latent attention has no grouped heads
     if kinds and not isinstance(getattr(config_class, "layer_types", None), property):

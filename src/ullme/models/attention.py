@@ -102,20 +102,28 @@ def windowed(config: Any) -> bool:
     """Whether some layer of this architecture sees a window or a chunk of the text only."""
     config = config.get_text_config(decoder=True)
     kinds = layer_kinds(config)
-    return bool(set(kinds) - {"full_attention"}) if kinds else getattr(config, "sliding_window", None) is not None
+    return bool(set(kinds) & set(_REACH)) if kinds else getattr(config, "sliding_window", None) is not None
 
 
 def _seen(mask_NT: Tensor, kind: str, config: Any) -> Tensor:
     """Which token sees which, bool (N, 1, T, T)."""
     seen_NTT = mask_NT.bool()[:, None, :].expand(-1, mask_NT.shape[1], -1)
-    place_NT = (mask_NT.cumsum(1) - 1).clamp(min=0)
-    if kind == "sliding_attention":
-        distance_NTT = (place_NT[:, :, None] - place_NT[:, None, :]).abs()
-        seen_NTT = seen_NTT & (distance_NTT <= config.sliding_window)
-    if kind == "chunked_attention":
-        chunk_NT = place_NT // config.attention_chunk_size
-        seen_NTT = seen_NTT & (chunk_NT[:, :, None] == chunk_NT[:, None, :])
+    if kind in _REACH:
+        place_NT = (mask_NT.cumsum(1) - 1).clamp(min=0)
+        seen_NTT = seen_NTT & _REACH[kind](place_NT[:, :, None], place_NT[:, None, :], config)
+    elif kind not in _FULL:
+        raise ValueError(f"layer kind {kind!r} has no bidirectional mask; use an architecture of attention layers only")
     return seen_NTT[:, None]
+
+
+#: Kinds of layer that take a mask over the full text; an index picks among the keys that the mask leaves.
+_FULL = ("full_attention", "indexed_attention")
+
+#: Kinds of layer that see part of the text: whether places a and b of a text see each other.
+_REACH: Mapping[str, Callable[[Tensor, Tensor, Any], Tensor]] = {
+    "sliding_attention": lambda a, b, config: (a - b).abs() <= config.sliding_window,
+    "chunked_attention": lambda a, b, config: a // config.attention_chunk_size == b // config.attention_chunk_size,
+}
 
 
 def _additive(seen_N1TT: Tensor, dtype: torch.dtype) -> Tensor:

@@ -48,6 +48,7 @@ REFUSED_LAYERS: Mapping[str, str] = {
     "conv": "is a causal convolution and cannot see the future",
     "hybrid": "joins attention to a recurrent or convolutional path that cannot see the future",
     "hybrid_sliding": "joins attention to a convolutional path that cannot see the future",
+    "minimax_m3_sparse": "attends to selected blocks of the past, cut by absolute position",
     "compressed_sparse_attention": "attends to compressed blocks of the past, cut by absolute position",
     "heavily_compressed_attention": "attends to compressed blocks of the past, cut by absolute position",
 }

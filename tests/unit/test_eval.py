@@ -1,57 +1,20 @@
-"""Evaluation on MTEB: scores, their identity, prompts and languages, on datasets that the tests write."""
+"""Evaluation on MTEB: scores, their identity and their languages, on datasets that the tests write."""
 
 from __future__ import annotations
 
 import json
 
-import mteb
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertForMaskedLM
 
-from tests.mteb_folders import WORDS, write_classification, write_jsonl, write_msmarco, write_retrieval, write_sts
-from tests.tiny import tiny_folder, tiny_tokenizer, tiny_ullme
-from ullme.eval import as_encoder, eval_mteb_dataset, evaluate, load_model, select_tasks
-from ullme.eval.models import kind_of
-from ullme.eval.prompting import prompt_policy
+from tests.evaluation import Recorder, scored_folder
+from tests.mteb_folders import WORDS, write_jsonl, write_msmarco, write_retrieval
+from tests.tiny import tiny_ullme
+from ullme.eval import eval_mteb_dataset, evaluate, select_tasks
 from ullme.models import ULLME
 
-
-class Recorder:
-    """An embedder that remembers what it was given; texts that share a word are near each other."""
-
-    def __init__(self, name: str = "recorder", keep: bool = True) -> None:
-        self.name = name
-        self.calls: list[tuple[list[str], str]] = []
-        if keep:
-            self.fingerprint = lambda: name
-
-    def encode(self, texts: list[str], prompt: str = "") -> np.ndarray:
-        self.calls.append((list(texts), prompt))
-        seen = [[float(w in t.lower()) for w in WORDS] for t in texts]
-        return np.array(seen, dtype=np.float32) + 1e-3
-
-
-@pytest.fixture(autouse=True)
-def _own_datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets-cache"))
-
-
-@pytest.fixture
-def data(tmp_path):
-    write_msmarco(tmp_path / "data")
-    write_sts(tmp_path / "data")
-    write_classification(tmp_path / "data", "mteb/emotion")
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def options(tmp_path, data):
-    return {"data_dir": data, "results_dir": tmp_path / "results", "show_progress_bar": False}
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def test_listing_call_gives_the_main_score_times_100_by_language(options):
@@ -100,18 +63,13 @@ def test_other_prompts_are_scored_anew(options):
         assert model.calls
 
 
-def folders_of(model, options):
-    result = evaluate(model, "BIOSSES", **options)
-    return result.folder, result.scores
-
-
 def test_second_checkpoint_of_the_same_name_does_not_read_the_first_ones_scores(tmp_path, options):
     model = tiny_ullme(tmp_path, lora_name="adapter")
-    first, _ = folders_of(model, options)
-    same, _ = folders_of(model, options)
+    first = scored_folder(model, options)
+    same = scored_folder(model, options)
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B" in n).add_(0.1)
-    second, _ = folders_of(model, options)
+    second = scored_folder(model, options)
     assert first == same and first.name != second.name and first.parent == second.parent
 
 
@@ -120,8 +78,8 @@ def test_second_checkpoint_of_the_same_name_does_not_read_the_first_ones_scores(
     [{"attention": "causal"}, {"pooling": "lasttoken"}, {"max_length": 8}, {"append_eos": True}, {"echo": True}],
 )
 def test_every_setting_that_decides_an_embedding_is_part_of_the_identity(tmp_path, options, setting):
-    base, _ = folders_of(tiny_ullme(tmp_path), options)
-    other, _ = folders_of(tiny_ullme(tmp_path, **setting), options)
+    base = scored_folder(tiny_ullme(tmp_path), options)
+    other = scored_folder(tiny_ullme(tmp_path, **setting), options)
     assert base != other
 
 
@@ -139,113 +97,6 @@ def test_results_are_mtebs_own_files(options):
     stored = json.loads(path.read_text())
     assert stored["scores"]["dev"][0]["main_score"] == 1.0
     assert stored["dataset_revision"].startswith("local-")
-
-
-def sentence_transformer(folder, seed=0):
-    transformer = Transformer(
-        str(tiny_folder(folder, seed=seed)),
-        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-        module_output_name="token_embeddings",
-    )
-    return SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
-
-
-def test_sentence_transformers_are_told_apart_by_their_weights(tmp_path, options):
-    a, same, b = (sentence_transformer(tmp_path / name, seed) for name, seed in (("a", 0), ("same", 0), ("b", 1)))
-    folders = [folders_of(model, options)[0] for model in (a, same, b)]
-    assert folders[0].name == folders[1].name != folders[2].name
-    a.encode(["a text of another length", "short"])
-    assert folders_of(a, options)[0] == folders[0]
-    a.max_seq_length = 5
-    assert folders_of(a, options)[0] != folders[0]
-
-
-def test_sentence_transformer_scores_equal_mtebs_own(tmp_path, options, data):
-    model = sentence_transformer(tmp_path / "m")
-    task = mteb.get_task("BIOSSES")
-    task.metadata = task.metadata.model_copy(
-        update={"dataset": {"path": str(data / "mteb/biosses-sts"), "revision": "main"}}
-    )
-    expected = mteb.evaluate(model, task, cache=None, show_progress_bar=False).task_results[0].get_score()
-    assert eval_mteb_dataset(model, "BIOSSES", **options) == {"eng": pytest.approx(100 * expected)}
-
-
-def test_any_mteb_model_is_taken_as_it_is(options):
-    model = mteb.get_model("mteb/baseline-random-encoder")
-    assert 0 <= eval_mteb_dataset(model, "MSMARCO", **options)["eng"] <= 100
-    with pytest.raises(ValueError, match="brings its own prompts"):
-        eval_mteb_dataset(model, "MSMARCO", prompts="task", **options)
-
-
-def test_model_is_found_by_name_or_folder(tmp_path):
-    folder = tiny_folder(tmp_path / "base")
-    model = load_model(folder, attention="causal")
-    assert model.attention == "causal"
-    model.save_pretrained(tmp_path / "checkpoint")
-    assert load_model(tmp_path / "checkpoint").attention == "causal"
-    sentence_transformer(tmp_path / "st").save_pretrained(str(tmp_path / "st-saved"))
-    assert isinstance(load_model(tmp_path / "st-saved"), SentenceTransformer)
-    assert type(load_model("mteb/baseline-random-encoder")).__name__ == "RandomEncoderBaseline"
-    with pytest.raises(ValueError, match="brings its own"):
-        load_model(tmp_path / "st-saved", pooling="cls")
-
-
-def test_object_that_cannot_encode_is_refused(options):
-    with pytest.raises(ValueError, match=r"no encode\(list of str\)"):
-        evaluate(object(), "MSMARCO", **options)
-
-
-MSMARCO_INSTRUCTION = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
-
-
-def test_instruction_of_the_task_stands_before_queries_and_never_before_passages(options):
-    model = Recorder()
-    eval_mteb_dataset(model, "MSMARCO", prompts="task", **options)
-    prompts = {texts[0]: prompt for texts, prompt in model.calls}
-    assert prompts["What is a apple?"] == MSMARCO_INSTRUCTION
-    assert prompts[next(t for t in prompts if "passage about" in t)] == ""
-
-
-def test_both_sides_of_a_symmetric_task_get_the_instruction(options):
-    model = Recorder()
-    evaluate(model, ["BIOSSES", "EmotionClassification"], prompts="task", **options)
-    prompts = {prompt for _, prompt in model.calls}
-    assert len(model.calls) >= 4 and len(prompts) == 2
-    assert "Instruct: Retrieve semantically similar text.\nQuery: " in prompts
-
-
-def test_instructions_can_be_given_by_task_or_type(options):
-    model = Recorder()
-    evaluate(model, ["MSMARCO", "BIOSSES"], prompts={"MSMARCO": "Find.", "STS": ""}, **options)
-    assert {prompt for _, prompt in model.calls} == {"Instruct: Find.\nQuery: ", ""}
-    with pytest.raises(ValueError, match="no instruction for task 'MSMARCO'"):
-        evaluate(Recorder("other"), "MSMARCO", prompts={"STS": ""}, **options)
-
-
-def test_prompts_of_the_model_come_first(tmp_path):
-    with_prompts = tiny_ullme(tmp_path, prompts={"query": "query: ", "document": "passage: "})
-    assert as_encoder(with_prompts).encoder.policy.mode == "own"
-    assert as_encoder(tiny_ullme(tmp_path)).encoder.policy.mode == "task"
-    policy = as_encoder(with_prompts).encoder.policy
-    metadata = mteb.get_task("MSMARCO").metadata
-    assert policy.prompt(metadata, mteb.types.PromptType.document) == "passage: "
-    assert policy.prompt(metadata, mteb.types.PromptType.query) == "query: "
-
-
-def test_object_without_a_prompt_argument_gets_it_in_the_text(options):
-    class Bare(Recorder):
-        def encode(self, texts):
-            return super().encode(texts)
-
-    model = Bare()
-    eval_mteb_dataset(model, "MSMARCO", prompts="task", **options)
-    assert any(text.startswith(MSMARCO_INSTRUCTION) for texts, _ in model.calls for text in texts)
-
-
-@pytest.mark.parametrize("prompts", ["tasks", "own"])
-def test_prompts_that_cannot_be_are_refused(prompts):
-    with pytest.raises(ValueError, match="^prompts: "):
-        prompt_policy(prompts, None, "none")
 
 
 def test_language_score_is_the_mean_over_subsets_that_carry_it(tmp_path):
@@ -306,22 +157,6 @@ def test_data_that_cannot_be_read_are_one_line_with_the_cure(tmp_path, data, opt
         evaluate(Recorder(), "EmotionClassification", **options)
 
 
-def test_missing_instruction_is_found_before_anything_is_run(options):
-    model = Recorder()
-    with pytest.raises(ValueError, match="no instruction for task 'MSMARCO'"):
-        evaluate(model, ["BIOSSES", "MSMARCO"], prompts={"STS": ""}, **options)
-    assert not model.calls
-
-
-def test_damaged_sentence_transformer_is_refused_in_one_line(tmp_path):
-    sentence_transformer(tmp_path / "st").save_pretrained(str(tmp_path / "saved"))
-    weights = tmp_path / "saved" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match="sentence-transformers cannot load it") as error:
-        load_model(tmp_path / "saved")
-    assert "\n" not in str(error.value)
-
-
 def test_repeated_evaluation_starts_from_the_same_random_state(tmp_path):
     folder = tmp_path / "data/mteb/twentynewsgroups-clustering"
     texts = [f"{w} {i}" for i in range(40) for w in WORDS]
@@ -329,21 +164,3 @@ def test_repeated_evaluation_starts_from_the_same_random_state(tmp_path):
     options = {"data_dir": tmp_path / "data", "results_dir": tmp_path / "results", "show_progress_bar": False}
     runs = [evaluate(Recorder(), "TwentyNewsgroupsClustering.v2", overwrite=True, **options) for _ in range(2)]
     assert runs[0].task_results[0].scores == runs[1].task_results[0].scores
-
-
-def test_plain_encoder_is_loaded_by_sentence_transformers(tmp_path):
-    config = BertConfig(
-        vocab_size=384, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-    )
-    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-    tiny_tokenizer().save_pretrained(tmp_path / "bert")
-    assert kind_of(str(tmp_path / "bert")) == "sentence-transformers"
-    assert isinstance(load_model(tmp_path / "bert"), SentenceTransformer)
-    with pytest.raises(ValueError, match="kind: 'bert' is unknown"):
-        load_model(tmp_path / "bert", kind="bert")
-
-
-def test_name_that_is_nowhere_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="model 'smollm3-135m' cannot be loaded: did you mean") as error:
-        load_model("smollm3-135m")
-    assert "\n" not in str(error.value)

@@ -9,6 +9,8 @@ from tests.mteb_folders import write_classification, write_msmarco, write_sts
 from ullme.eval.local import data_folder, local_revision, with_local_data
 from ullme.eval.tasks import select_tasks
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
 
 def names(tasks):
     return [task.metadata.name for task in tasks]

@@ -1,11 +1,12 @@
 """The run file: what it accepts, what it refuses and how it says so."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ullme.config import RunConfig, read_run_file
+from ullme.config import LoraSection, ModelConfig, RunConfig, read_run_file
 from ullme.models import ModelSettings
 from ullme.objectives import PRESETS
 
@@ -164,3 +165,14 @@ def test_a_run_does_not_change_once_read(run_file):
     run: RunConfig = read_run_file(run_file)
     with pytest.raises(ValueError, match="frozen"):
         run.trainer.seed = 1
+
+
+def test_the_model_section_has_every_setting_of_a_model_with_its_default():
+    assert ModelConfig(name_or_path="x").settings() == ModelSettings("x")
+    elsewhere = {"gradient_checkpointing"}  # in the trainer section, as in TrainingArguments
+    renamed = {"model_name_or_path": "name_or_path", "model_backbone_type": "backbone_type"}
+    own = {renamed.get(f.name, f.name) for f in fields(ModelSettings) if not f.name.startswith("lora_")} - elsewhere
+    assert own == set(ModelConfig.model_fields) - {"lora"}
+    of_adapter = {f.name.removeprefix("lora_"): f.default for f in fields(ModelSettings) if f.name.startswith("lora_")}
+    section = {name: field.default for name, field in LoraSection.model_fields.items()}
+    assert of_adapter | {"name": "default"} == section

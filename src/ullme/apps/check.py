@@ -23,7 +23,7 @@ from ullme.apps.check_tiny import tiny_config, tiny_model
 from ullme.models.attention import AttentionSwitch, windowed
 from ullme.models.layer_probe import smallest_effect
 from ullme.models.loading import load_causal_lm, load_config, resolve
-from ullme.models.probe import TOLERANCE, distinct_ids, probe_or_failure, probed_switch, relative_error
+from ullme.models.probe import TOLERANCE, distinct_ids, probe_or_failure, probed_switch, refuse_by_kind, relative_error
 from ullme.models.settings import ModelSettings
 from ullme.models.specs import REFUSED_TYPES, layer_kinds, refusal
 
@@ -57,13 +57,8 @@ def check_model(
     settings = ModelSettings(name_or_path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     source = resolve(settings)
     config = load_config(settings, source)
-    refused = refusal(config)
-    if refused is None:
-        causal_lm = load_causal_lm(settings, source, config)
-    else:
-        with torch.device("meta"):  # the probe's own refusal needs no weights
-            causal_lm = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        probed_switch(causal_lm)
+    refuse_by_kind(config)
+    causal_lm = load_causal_lm(settings, source, config)
     tolerance = TOLERANCE.get(causal_lm.dtype, TOLERANCE[torch.bfloat16])
     found = {}
     for implementation in (attn_implementation,) if attn_implementation else IMPLEMENTATIONS:

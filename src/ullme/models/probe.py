@@ -55,15 +55,12 @@ class ProbeResult:
         return not self.failures
 
 
-def probed_switch(
-    causal_lm: PreTrainedModel, window: Window = "window", tolerance: float | None = None
-) -> AttentionSwitch:
-    """The first switch under which every invariant holds: the architecture's row, or else each mechanism in turn.
+def refuse_by_kind(config: Any) -> None:
+    """Raise where the config alone shows that the model cannot be switched; no weights are needed.
 
     Raises:
-        ValueError: the architecture is refused by its kind of layer, or no mechanism passes the probe.
+        ValueError: the architecture is refused by its kind of layer, or the config fixes bidirectional attention.
     """
-    config = causal_lm.config
     refused = refusal(config)
     if refused is not None:
         kind, reason = refused
@@ -73,6 +70,18 @@ def probed_switch(
             f"model type {config.model_type!r}: its config says 'is_causal': false, so that it cannot be causal; "
             "remove the key from config.json, or load the model that this one was exported from"
         )
+
+
+def probed_switch(
+    causal_lm: PreTrainedModel, window: Window = "window", tolerance: float | None = None
+) -> AttentionSwitch:
+    """The first switch under which every invariant holds: the architecture's row, or else each mechanism in turn.
+
+    Raises:
+        ValueError: the architecture is refused by its kind of layer, or no mechanism passes the probe.
+    """
+    config = causal_lm.config
+    refuse_by_kind(config)
     results = []
     row = (SPECS[config.model_type],) if config.model_type in SPECS else ()
     for mechanism in dict.fromkeys((*row, *MECHANISMS)):

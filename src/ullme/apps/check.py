@@ -21,9 +21,10 @@ from ullme.apps.check_gradient import gradient_failure
 from ullme.apps.check_report import Finding, markdown, model_table, summary_table
 from ullme.apps.check_tiny import tiny_config, tiny_model
 from ullme.models.attention import AttentionSwitch, windowed
+from ullme.models.choosing import probed_switch, refuse_by_kind
 from ullme.models.layer_probe import smallest_effect
 from ullme.models.loading import load_causal_lm, load_config, resolve
-from ullme.models.probe import TOLERANCE, distinct_ids, probe_or_failure, probed_switch, refuse_by_kind, relative_error
+from ullme.models.probe import TOLERANCE, distinct_ids, probe_or_failure, relative_error
 from ullme.models.settings import ModelSettings
 from ullme.models.specs import REFUSED_TYPES, layer_kinds, refusal
 

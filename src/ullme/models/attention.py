@@ -245,6 +245,6 @@ def attention_switch(causal_lm: PreTrainedModel, window: Window = "window") -> A
         ValueError: the model cannot be made bidirectional; the message names the kind of layer, or what failed, and
             the cure.
     """
-    from ullme.models.probe import probed_switch  # the probe runs a switch, and a switch is made by probing
+    from ullme.models.choosing import probed_switch  # choosing runs switches, so it imports this module
 
     return probed_switch(causal_lm, window)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ullme.models.attention import AttentionSwitch, Window, text_decoder
+from ullme.models.attention import AttentionSwitch, text_decoder
 from ullme.models.layer_probe import look_at_layers, smallest_effect
-from ullme.models.specs import MECHANISMS, SPECS, Mechanism, layer_kinds, logits_head, refusal
+from ullme.models.specs import Mechanism, logits_head
 from ullme.types import Attention
 
 LENGTH = 12  # tokens of the text that is looked at: short, so that loading a large model stays cheap
@@ -29,8 +29,6 @@ PADDING = 5
 TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
     {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 )
-
-CURE = "use an all-attention decoder (llama, mistral, qwen3, gemma3, ...; docs/architectures.md lists all)"
 
 
 @dataclass(frozen=True)
@@ -53,54 +51,6 @@ class ProbeResult:
     def passed(self) -> bool:
         """Whether every invariant holds."""
         return not self.failures
-
-
-def refuse_by_kind(config: Any) -> None:
-    """Raise where the config alone shows that the model cannot be switched; no weights are needed.
-
-    Raises:
-        ValueError: the architecture is refused by its kind of layer, or the config fixes bidirectional attention.
-    """
-    refused = refusal(config)
-    if refused is not None:
-        kind, reason = refused
-        raise ValueError(f"model type {config.model_type!r}: its kind of layer, {kind!r}, {reason}; {CURE}")
-    if getattr(config, "is_causal", True) is False:
-        raise ValueError(
-            f"model type {config.model_type!r}: its config says 'is_causal': false, so that it cannot be causal; "
-            "remove the key from config.json, or load the model that this one was exported from"
-        )
-
-
-def probed_switch(
-    causal_lm: PreTrainedModel, window: Window = "window", tolerance: float | None = None
-) -> AttentionSwitch:
-    """The first switch under which every invariant holds: the architecture's row, or else each mechanism in turn.
-
-    Raises:
-        ValueError: the architecture is refused by its kind of layer, or no mechanism passes the probe.
-    """
-    config = causal_lm.config
-    refuse_by_kind(config)
-    results = []
-    row = (SPECS[config.model_type],) if config.model_type in SPECS else ()
-    for mechanism in dict.fromkeys((*row, *MECHANISMS)):
-        result = probe_or_failure(causal_lm, AttentionSwitch(mechanism, window), tolerance)
-        if result.passed:
-            return AttentionSwitch(mechanism, window, result.head_reproduced)
-        results.append(result)
-    raise ValueError(_message(config, results))
-
-
-def _message(config: Any, results: list[ProbeResult]) -> str:
-    # The first mechanism that at least ran tells more about the model than one that its code does not take.
-    telling = next((result for result in results if "call" not in result.failures), results[0])
-    other = "eager" if config._attn_implementation == "sdpa" else "sdpa"
-    return (
-        f"model type {config.model_type!r} (layers: {', '.join(layer_kinds(config)) or 'attention'}; "
-        f"attn_implementation {config._attn_implementation!r}) cannot be made bidirectional: "
-        f"{'; '.join(telling.failures.values())}; try attn_implementation={other!r}, or {CURE}"
-    )
 
 
 def probe_or_failure(

@@ -1,0 +1,61 @@
+"""The choice of a model's switch: refused by kind of layer, or the first mechanism that passes the probe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ullme.models.attention import AttentionSwitch, Window
+from ullme.models.probe import ProbeResult, probe_or_failure
+from ullme.models.specs import MECHANISMS, SPECS, layer_kinds, refusal
+
+CURE = "use an all-attention decoder (llama, mistral, qwen3, gemma3, ...; docs/architectures.md lists all)"
+
+
+def refuse_by_kind(config: Any) -> None:
+    """Raise where the config alone shows that the model cannot be switched; no weights are needed.
+
+    Raises:
+        ValueError: the architecture is refused by its kind of layer, or the config fixes bidirectional attention.
+    """
+    refused = refusal(config)
+    if refused is not None:
+        kind, reason = refused
+        raise ValueError(f"model type {config.model_type!r}: its kind of layer, {kind!r}, {reason}; {CURE}")
+    if getattr(config, "is_causal", True) is False:
+        raise ValueError(
+            f"model type {config.model_type!r}: its config says 'is_causal': false, so that it cannot be causal; "
+            "remove the key from config.json, or load the model that this one was exported from"
+        )
+
+
+def probed_switch(
+    causal_lm: PreTrainedModel, window: Window = "window", tolerance: float | None = None
+) -> AttentionSwitch:
+    """The first switch under which every invariant holds: the architecture's row, or else each mechanism in turn.
+
+    Raises:
+        ValueError: the architecture is refused by its kind of layer, or no mechanism passes the probe.
+    """
+    config = causal_lm.config
+    refuse_by_kind(config)
+    results = []
+    row = (SPECS[config.model_type],) if config.model_type in SPECS else ()
+    for mechanism in dict.fromkeys((*row, *MECHANISMS)):
+        result = probe_or_failure(causal_lm, AttentionSwitch(mechanism, window), tolerance)
+        if result.passed:
+            return AttentionSwitch(mechanism, window, result.head_reproduced)
+        results.append(result)
+    raise ValueError(_message(config, results))
+
+
+def _message(config: Any, results: list[ProbeResult]) -> str:
+    # The first mechanism that at least ran tells more about the model than one that its code does not take.
+    telling = next((result for result in results if "call" not in result.failures), results[0])
+    other = "eager" if config._attn_implementation == "sdpa" else "sdpa"
+    return (
+        f"model type {config.model_type!r} (layers: {', '.join(layer_kinds(config)) or 'attention'}; "
+        f"attn_implementation {config._attn_implementation!r}) cannot be made bidirectional: "
+        f"{'; '.join(telling.failures.values())}; try attn_implementation={other!r}, or {CURE}"
+    )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
+from torch import nn
 
 from ullme.eval import evaluate
 from ullme.eval.adapter import as_encoder
@@ -31,6 +32,11 @@ TASKS = {
     "XQuADRetrieval": {"hf_subsets": ["en"]},
     "TwentyNewsgroupsClustering.v2": {},
 }
+
+#: k-means is chaotic: on float32 embeddings that differ by 1e-6 of their size, one of ten clusterings of the
+#: bidirectional model ended in another optimum, which moved their mean by 0.0014. Computed in float64, the float32
+#: embeddings of both sides differ in the last bit of one value in a hundred.
+IN_FLOAT64 = ("TwentyNewsgroupsClustering.v2",)
 
 #: A template that ends at a token boundary: sentence-transformers counts the prompt's tokens apart from the text.
 TEMPLATE = "Instruct: {instruction}\nQuery:\n"
@@ -53,14 +59,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(kept) if kept else tmp_path_factory.mktemp("parity")
 
 
+class ToFloat32(nn.Module):
+    """The last module of a float64 sentence-transformers model, so that both sides hand float32 to mteb."""
+
+    def forward(self, features):
+        return {**features, "sentence_embedding": features["sentence_embedding"].float()}
+
+
 @lru_cache(maxsize=1)
-def both(name: str, attention: str, cache: Path) -> tuple[WrappedULLME, SentenceTransformer]:
+def both(name: str, attention: str, cache: Path, float64: bool = False) -> tuple[WrappedULLME, SentenceTransformer]:
     """The base model, and what sentence-transformers loads from its export."""
     model = WrappedULLME(name, attention=attention)
     path = cache / f"export-{attention}-{model.fingerprint()[:12]}"
     if not path.exists():
         export_sentence_transformers(model, path)
-    return model, SentenceTransformer(str(path), device="cpu")
+    exported = SentenceTransformer(str(path), device="cpu")
+    if float64:
+        model.double()
+        exported.double().append(ToFloat32())
+    return model, exported
 
 
 def through_mteb(exported: SentenceTransformer, name: str, data: Path, cache: Path, prompts=None) -> float:
@@ -79,7 +96,7 @@ def through_mteb(exported: SentenceTransformer, name: str, data: Path, cache: Pa
 def test_score_equals_that_of_mtebs_sentence_transformers_wrapper(
     name, attention, data, cache, real_model, record_property
 ):
-    model, exported = both(real_model, attention, cache)
+    model, exported = both(real_model, attention, cache, name in IN_FLOAT64)
     ours = evaluate(model, name, prompts="none", data_dir=data, results_dir=cache / "ours", **TASKS[name])
     theirs = through_mteb(exported, name, data, cache)
     record_property("scores", f"{name} {attention}: ours {ours.score(name):.4f}, mteb's wrapper {theirs:.4f}")

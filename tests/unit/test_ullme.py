@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.batches import random_batch
 from tests.tiny import SENTENCES, randomise_adapter, tiny_folder, tiny_ullme
@@ -143,6 +143,7 @@ def test_wrong_backbone_type_names_the_right_one(tiny_models):
     [
         ({"pooling": "maen"}, "pooling: 'maen' is unknown; did you mean 'mean'"),
         ({"attention": "full"}, "attention: 'full' is unknown; .*choose from bidirectional, causal"),
+        ({"window": "open"}, "window: 'open' is unknown; .*choose from window, full"),
         ({"dtype": "bf16"}, "dtype: 'bf16' is unknown; .*bfloat16"),
         ({"quantization": "4bit"}, "quantization: '4bit' needs a GPU"),
         ({"lora_name": "a", "lora_r": 0}, "lora_r: 0 is not positive"),
@@ -166,6 +167,21 @@ def test_wrong_setting_names_field_value_and_cure(tiny_models, settings, message
 def test_model_that_cannot_be_found_is_one_clear_line(name):
     with pytest.raises(ValueError, match=r"^[^\n]*(does not exist|cannot be loaded)[^\n]*$"):
         ULLME(name)
+
+
+def test_windows_are_kept_to_both_sides_or_opened_on_request(tiny_models):
+    ids, other = torch.arange(5, 25)[None], torch.arange(5, 25)[None].clone()
+    other[0, -1] = 200
+    one_layer = {"num_hidden_layers": 1, "sliding_window": 4, "layer_types": ["sliding_attention"]}
+    for window, same in (("window", True), ("full", False)):
+        model = tiny_ullme(tiny_models / "windowed", "gemma3_text", one_layer, pooling="cls", window=window).eval()
+        assert torch.allclose(model(ids)["rep"], model(other)["rep"], atol=1e-6) == same
+
+
+def test_recurrent_model_is_refused_before_its_weights_are_read(tmp_path):
+    AutoConfig.for_model("mamba").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="mamba.*cannot see the future"):
+        ULLME(str(tmp_path))
 
 
 def test_latent_pooling_trains_its_own_parameters(tiny_models):

@@ -51,6 +51,7 @@ class ModelConfig(Section):
     adapter_path: str | None = None
     pooling: str = "mean"
     attention: str = "bidirectional"
+    window: str = "window"
     dtype: str = "float32"
     device_map: str | dict[str, Any] | None = None
     attn_implementation: str | None = None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from ullme.prompts import GENERATION_TEMPLATE, TextTokenizer
 
 POOLINGS = ("mean", "weightedmean", "cls", "lasttoken", "latent")
 ATTENTIONS = ("bidirectional", "causal")
+WINDOWS = ("window", "full")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 QUANTIZATIONS = (None, "4bit", "8bit")
 
@@ -30,6 +31,8 @@ class ModelSettings:
         adapter_path: folder of an existing peft adapter to start from.
         pooling: ``mean``, ``weightedmean``, ``cls`` (first token), ``lasttoken`` or ``latent``.
         attention: attention of embeddings, ``bidirectional`` or ``causal``; generation is always causal.
+        window: sliding-window and chunked layers under bidirectional attention keep their ``window``, to both sides, or
+            see the ``full`` text.
         dtype: dtype of the backbone; adapters, pooling and embeddings are float32 at least.
         device_map: passed to Transformers; None loads on the CPU.
         attn_implementation: passed to Transformers.
@@ -56,6 +59,7 @@ class ModelSettings:
     adapter_path: str | None = None
     pooling: str = "mean"
     attention: str = "bidirectional"
+    window: Literal["window", "full"] = "window"
     dtype: str = "float32"
     device_map: Any = None
     attn_implementation: str | None = None
@@ -77,6 +81,7 @@ class ModelSettings:
             raise ValueError("model_name_or_path: is empty; give a hub name, a local folder or a GGUF file")
         require_choice("pooling", self.pooling, POOLINGS)
         require_choice("attention", self.attention, ATTENTIONS)
+        require_choice("window", self.window, WINDOWS)
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("quantization", self.quantization, QUANTIZATIONS)
         for name in ("lora_r", "lora_alpha", "max_length"):

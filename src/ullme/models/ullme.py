@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ullme.models import encoding, io
 from ullme.models.attention import attention_switch
+from ullme.models.choosing import refuse_by_kind
 from ullme.models.loading import load_causal_lm, load_config, load_tokenizer, resolve
 from ullme.models.logprob import Head, sequence_logp
 from ullme.models.lora import add_adapter, reference_mode
@@ -53,9 +54,10 @@ class ULLME(nn.Module):
         self.settings = ModelSettings(str(model_name_or_path), model_backbone_type, **settings)
         source = resolve(self.settings)
         config = load_config(self.settings, source)
+        refuse_by_kind(config)  # again part of the probe, but here before gigabytes are read
         self.tokenizer = load_tokenizer(self.settings, source)
         self.causal_lm: PreTrainedModel = load_causal_lm(self.settings, source, config)
-        self.switch = attention_switch(self.causal_lm)
+        self.switch = attention_switch(self.causal_lm, self.settings.window)
         self.embedding_dimension = self._hidden_width()
         # A tuple keeps the same modules as ``causal_lm`` out of the module tree, so that no parameter appears twice.
         self._adapted = (add_adapter(self.causal_lm, self.settings),)

@@ -44,6 +44,7 @@ _DECISIVE = (
     "lora_target_modules",
     "pooling",
     "attention",
+    "window",
     "append_eos",
     "echo",
     "chat_template",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from ullme.apps.doc_pairs import DocPairs, doc_pairs, write_jsonl
-from ullme.apps.retrieval import RetrievalTask
-from ullme.apps.search import show_search
+from ullme.apps.doc_sources import PACKAGES
+from ullme.apps.retrieval import Encode, RetrievalTask, nearest_passages
 from ullme.apps.train import RUN_FILE, resume_point, train
 from ullme.config import RunConfig
 from ullme.models import ULLME
@@ -20,12 +23,6 @@ from ullme.trainer.plots import plot_losses
 from ullme.types import Attention
 
 MAX_LENGTH = 64  # tokens of a text: the longest passages of the documentation are about 60
-
-EXAMPLES = (
-    "run a function later in another thread",
-    "fill missing values of a table",
-    "find the shortest route between two nodes of a network",
-)
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,11 @@ def quickstart(
     model: str = "smollm2-135m-instruct",
     output: Path = Path("runs/quickstart"),
     *,
-    steps: int = 40,
+    steps: int = 30,
     batch_size: int = 32,
     test_queries: int = 200,
-    test_passages: int = 800,
+    test_passages: int = 600,
+    packages: Sequence[str] = PACKAGES,
     seed: int = 0,
     console: Console | None = None,
 ) -> QuickstartScores:
@@ -65,6 +63,7 @@ def quickstart(
         batch_size: queries per step, each with its positive and one hard negative.
         test_queries: queries about functions that training never saw.
         test_passages: passages among which they are searched.
+        packages: installed packages whose documentation is used.
         seed: seed of data and training.
         console: where to print.
 
@@ -73,26 +72,30 @@ def quickstart(
     """
     console = console or Console()
     console.rule("[bold]1. Documentation pairs")
-    pairs = doc_pairs(max_train=steps * batch_size, max_queries=test_queries, max_corpus=test_passages, seed=seed)
+    pairs = doc_pairs(
+        packages, max_train=steps * batch_size, max_queries=test_queries, max_corpus=test_passages, seed=seed
+    )
     config = _run_config(model, output, steps, batch_size, seed)
     resume_point(config)  # a folder that cannot be the run's is refused before the base model is scored
     _describe(pairs, console)
     console.rule("[bold]2. The base model, in both attention modes")
     base = ULLME(**{**config.model.settings().to_dict(), "lora_name": None})
     task = RetrievalTask(pairs.corpus, pairs.queries, pairs.qrels)
-    causal, bidirectional = _score(task, base, "causal"), _score(task, base, "bidirectional")
+    causal = task(_encoder(base, "causal", config.trainer.bf16))
+    bidirectional = task(_encoder(base, "bidirectional", config.trainer.bf16))
     del base
     console.rule("[bold]3. Contrastive fine-tuning under bidirectional attention")
     _write_data(pairs, output / "data")
     run = train(config)
     plot = plot_losses(run.history, output / "loss.png")
     console.rule("[bold]4. Before and after")
-    scores = QuickstartScores(causal, bidirectional, _score(task, run.model, "bidirectional"))
+    encode = _encoder(run.model, "bidirectional", config.trainer.bf16)
+    scores = QuickstartScores(causal, bidirectional, task(encode))
     (output / "scores.json").write_text(json.dumps({**asdict(scores), "gain": scores.gain}, indent=2) + "\n")
     console.print(_table(scores, test_queries, len(pairs.corpus)))
     console.rule("[bold]5. Search")
-    for query in EXAMPLES:
-        show_search(run.model, list(pairs.corpus.values()), query, top_k=3, console=console)
+    for table in _example_searches(pairs, encode):
+        console.print(table)
     console.print(
         f"Model: {run.folder}\nLoss plot: {plot}\nRun file, to change and run again: {output / 'run' / RUN_FILE}"
     )
@@ -121,6 +124,7 @@ def _run_config(model: str, output: Path, steps: int, batch_size: int, seed: int
                 "save_steps": 10,
                 "save_total_limit": 1,
                 "bf16": bf16,
+                "use_cpu": bf16 and not torch.cuda.is_available(),  # where Transformers wants to be told
                 "seed": seed,
             },
         }
@@ -148,8 +152,29 @@ def _write_data(pairs: DocPairs, folder: Path) -> None:
     (folder / "passages.txt").write_text("\n".join(pairs.corpus.values()) + "\n", encoding="utf-8")
 
 
-def _score(task: RetrievalTask, model: ULLME, attention: Attention) -> dict[str, float]:
-    return task(lambda texts: model.encode(texts, attention=attention, show_progress_bar=True))
+def _encoder(model: ULLME, attention: Attention, bf16: bool) -> Encode:
+    """Texts to embeddings under this attention; the same texts are not embedded twice."""
+
+    @cache
+    def embed(texts: tuple[str, ...]) -> Any:
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+            return model.encode(texts, attention=attention, show_progress_bar=True)
+
+    return lambda texts: embed(tuple(texts))
+
+
+def _example_searches(pairs: DocPairs, encode: Encode, count: int = 3, top_k: int = 3) -> Iterator[Table]:
+    """The best passages of a few test queries, the right one in bold."""
+    ids, passages = list(pairs.corpus), list(pairs.corpus.values())
+    chosen = list(pairs.queries)[:: max(1, len(pairs.queries) // count)][:count]
+    hits = nearest_passages(encode, passages, [pairs.queries[i] for i in chosen], top_k=top_k)
+    for query, found in zip(chosen, hits, strict=True):
+        table = Table(title=f"{pairs.queries[query]!r}, asked of {query}", title_justify="left")
+        for name in ("score", "function", "passage"):
+            table.add_column(name, overflow="ellipsis", no_wrap=name == "passage")
+        for at, score in found:
+            table.add_row(f"{score:.2f}", ids[at], passages[at], style="bold" if ids[at] == query else None)
+        yield table
 
 
 def _table(scores: QuickstartScores, queries: int, passages: int) -> Table:

@@ -11,7 +11,7 @@ import typer
 def quickstart(
     model: Annotated[str, typer.Option(help="A packaged model, hub name or model folder.")] = "smollm2-135m-instruct",
     output: Annotated[Path, typer.Option(help="Folder for pairs, model, plot and scores.")] = Path("runs/quickstart"),
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 30,
     batch_size: Annotated[int, typer.Option(min=2, help="Queries per step.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of data and training.")] = 0,
 ) -> None:

@@ -32,7 +32,7 @@ def test_scores_of_base_and_fine_tuned_model_are_shown_and_kept(finished):
 
 
 def test_three_searches_are_shown(finished):
-    assert finished[2].count("asked of numpy.") == 3
+    assert finished[2].count("┃ score ┃ passage") == 3
 
 
 def test_model_plot_data_and_run_file_are_left(finished):

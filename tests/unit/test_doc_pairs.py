@@ -12,7 +12,7 @@ from ullme.apps.doc_pairs import doc_pairs, write_jsonl
 from ullme.apps.doc_sources import documented
 from ullme.apps.doc_text import pair_of
 from ullme.apps.retrieval import RetrievalTask
-from ullme.apps.search import read_passages, search, show_search
+from ullme.apps.search import hits_table, read_passages, search, show_search
 from ullme.data import load_pairs
 
 PACKAGES = ("asyncio", "email", "http", "logging", "unittest", "xml", "tkinter", "importlib", "concurrent")
@@ -201,3 +201,10 @@ def test_impossible_searches_are_refused():
         search(Bag(), [], "a")
     with pytest.raises(ValueError, match="top_k: 0"):
         search(Bag(), ["a"], "a", top_k=0)
+
+
+def test_brackets_of_a_passage_are_shown_and_not_taken_for_markup():
+    console = Console(record=True, width=80)
+    console.print(hits_table("a[0] [/b]", [(0.5, "x[1:] and [/bold] stay")]))
+    text = console.export_text()
+    assert "a[0] [/b]" in text and "x[1:] and [/bold] stay" in text

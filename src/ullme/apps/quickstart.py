@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from rich.table import Table
 from ullme.apps.doc_pairs import DocPairs, doc_pairs, write_jsonl
 from ullme.apps.doc_sources import PACKAGES
 from ullme.apps.retrieval import Encode, RetrievalTask, nearest_passages
+from ullme.apps.search import hits_table
 from ullme.apps.train import RUN_FILE, resume_point, train
 from ullme.config import RunConfig
 from ullme.models import ULLME
 from ullme.trainer.plots import plot_losses
 from ullme.types import Attention
 
+PASSAGES_FILE = "passages.txt"
 MAX_LENGTH = 64  # tokens of a text: the longest passages of the documentation are about 60
 
 
@@ -36,7 +39,8 @@ class QuickstartScores:
     @property
     def gain(self) -> float:
         """Fine-tuned nDCG@10 over that of the better base."""
-        return self.fine_tuned["ndcg@10"] / max(self.base_causal["ndcg@10"], self.base_bidirectional["ndcg@10"])
+        base = max(self.base_causal["ndcg@10"], self.base_bidirectional["ndcg@10"])
+        return self.fine_tuned["ndcg@10"] / max(base, 1e-9)  # a base may find nothing at all
 
 
 def quickstart(
@@ -79,11 +83,8 @@ def quickstart(
     resume_point(config)  # a folder that cannot be the run's is refused before the base model is scored
     _describe(pairs, console)
     console.rule("[bold]2. The base model, in both attention modes")
-    base = ULLME(**{**config.model.settings().to_dict(), "lora_name": None})
     task = RetrievalTask(pairs.corpus, pairs.queries, pairs.qrels)
-    causal = task(_encoder(base, "causal", config.trainer.bf16))
-    bidirectional = task(_encoder(base, "bidirectional", config.trainer.bf16))
-    del base
+    causal, bidirectional = _base_scores(config, task)
     console.rule("[bold]3. Contrastive fine-tuning under bidirectional attention")
     _write_data(pairs, output / "data")
     run = train(config)
@@ -92,15 +93,18 @@ def quickstart(
     encode = _encoder(run.model, "bidirectional", config.trainer.bf16)
     scores = QuickstartScores(causal, bidirectional, task(encode))
     (output / "scores.json").write_text(json.dumps({**asdict(scores), "gain": scores.gain}, indent=2) + "\n")
-    console.print(_table(scores, test_queries, len(pairs.corpus)))
+    console.print(_table(scores, pairs))
     console.rule("[bold]5. Search")
-    for table in _example_searches(pairs, encode):
-        console.print(table)
-    console.print(
-        f"Model: {run.folder}\nLoss plot: {plot}\nRun file, to change and run again: {output / 'run' / RUN_FILE}"
-    )
-    console.print(f'Search more: ullme search {run.folder} {output / "data" / "passages.txt"} "your question"')
+    console.print(*_example_searches(pairs, encode))
+    console.print(f"Model: {run.folder}\nLoss plot: {plot}\nRun file, to change: {run.folder.with_name(RUN_FILE)}")
+    console.print(f"Search more: ullme search {run.folder} {output / 'data' / PASSAGES_FILE} 'your question'")
     return scores
+
+
+def _base_scores(config: RunConfig, task: RetrievalTask) -> list[dict[str, float]]:
+    base = ULLME(**{**config.model.settings().to_dict(), "lora_name": None})
+    attentions: tuple[Attention, ...] = ("causal", "bidirectional")
+    return [task(_encoder(base, attention, config.trainer.bf16)) for attention in attentions]
 
 
 def _run_config(model: str, output: Path, steps: int, batch_size: int, seed: int) -> RunConfig:
@@ -143,13 +147,13 @@ def _describe(pairs: DocPairs, console: Console) -> None:
         f"{len(pairs.train)} training pairs, {len(pairs.queries)} test queries over {len(pairs.corpus)} passages, from "
         f"{len(pairs.packages)} packages ({', '.join(largest)}, ...); no subpackage is on both sides."
     )
-    console.print(f"For instance [bold]{example.query!r}[/bold] asks for {example.positives[0][:120]!r} ...")
+    console.print(f"For instance {example.query!r} asks for {example.positives[0][:120]!r} ...", markup=False)
 
 
 def _write_data(pairs: DocPairs, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(pairs.train, folder / "train.jsonl")
-    (folder / "passages.txt").write_text("\n".join(pairs.corpus.values()) + "\n", encoding="utf-8")
+    (folder / PASSAGES_FILE).write_text("\n".join(pairs.corpus.values()) + "\n", encoding="utf-8")
 
 
 def _encoder(model: ULLME, attention: Attention, bf16: bool) -> Encode:
@@ -164,21 +168,19 @@ def _encoder(model: ULLME, attention: Attention, bf16: bool) -> Encode:
 
 
 def _example_searches(pairs: DocPairs, encode: Encode, count: int = 3, top_k: int = 3) -> Iterator[Table]:
-    """The best passages of a few test queries, the right one in bold."""
+    """The best passages of a few test queries; a tick marks what the query was taken from."""
     ids, passages = list(pairs.corpus), list(pairs.corpus.values())
     chosen = list(pairs.queries)[:: max(1, len(pairs.queries) // count)][:count]
     hits = nearest_passages(encode, passages, [pairs.queries[i] for i in chosen], top_k=top_k)
     for query, found in zip(chosen, hits, strict=True):
-        table = Table(title=f"{pairs.queries[query]!r}, asked of {query}", title_justify="left")
-        for name in ("score", "function", "passage"):
-            table.add_column(name, overflow="ellipsis", no_wrap=name == "passage")
-        for at, score in found:
-            table.add_row(f"{score:.2f}", ids[at], passages[at], style="bold" if ids[at] == query else None)
-        yield table
+        shown = [
+            (score, f"{'✓ ' if ids[at] == query else ''}{ids[at]}: {shorten(passages[at], 150)}") for at, score in found
+        ]
+        yield hits_table(f"\n{pairs.queries[query]}", shown)
 
 
-def _table(scores: QuickstartScores, queries: int, passages: int) -> Table:
-    table = Table(title=f"{queries} queries about unseen functions, {passages} passages")
+def _table(scores: QuickstartScores, pairs: DocPairs) -> Table:
+    table = Table(title=f"{len(pairs.queries)} queries about unseen functions, {len(pairs.corpus)} passages")
     for name in ("", "nDCG@10", "recall@10", "recall@100"):
         table.add_column(name, justify="right" if name else "left")
     rows = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ullme.apps.retrieval import nearest_passages
 
@@ -72,12 +73,12 @@ def _row_texts(line: str, at: str) -> list[str]:
 
 
 def hits_table(query: str, hits: Sequence[tuple[float, str]]) -> Table:
-    """Hits as a table for the terminal."""
-    table = Table(title=query, title_justify="left", show_lines=False)
+    """Hits as a table for the terminal; brackets in a text are text, not markup."""
+    table = Table(title=Text(query), title_justify="left", show_lines=False)
     table.add_column("score", justify="right")
     table.add_column("passage", overflow="fold")
     for score, passage in hits:
-        table.add_row(f"{score:.3f}", passage)
+        table.add_row(f"{score:.3f}", Text(passage))
     return table
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ullme.batching import length_sorted_batches
-from ullme.models.lora import eval_mode
+from ullme.models.modes import eval_mode
 from ullme.types import Attention, Texts
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel
 
+from ullme.models.modes import eval_mode
 from ullme.models.settings import ModelSettings
 from ullme.models.tensors import read_safetensors, require_same_tensors
 
@@ -84,15 +85,3 @@ def reference_mode(model: nn.Module, peft_model: PeftModel) -> Iterator[None]:
     finally:
         for name, parameter in peft_model.named_parameters():
             parameter.requires_grad_(trainable[name])
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for every module, and afterwards each module's own mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

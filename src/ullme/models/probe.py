@@ -5,8 +5,7 @@ Every failure it looks for is silent: a causal model that is called bidirectiona
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ullme.models.attention import AttentionSwitch, text_decoder
 from ullme.models.layer_probe import look_at_layers, smallest_effect
+from ullme.models.modes import eval_mode
 from ullme.models.specs import Mechanism, logits_head
 from ullme.types import Attention
 
@@ -84,7 +84,7 @@ def probe(causal_lm: PreTrainedModel, switch: AttentionSwitch, tolerance: float 
     if tolerance is None:
         quantized = getattr(causal_lm, "is_quantized", False)
         tolerance = TOLERANCE.get(torch.bfloat16 if quantized else _computed_in(causal_lm), TOLERANCE[torch.bfloat16])
-    with torch.no_grad(), _evaluating(causal_lm):
+    with torch.no_grad(), eval_mode(causal_lm):
         look = _Look(causal_lm, switch, tolerance)
         look.causal_equals_transformers()
         look.future_is_seen()
@@ -213,15 +213,3 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of ``b``."""
     a, b = a.detach().double(), b.detach().double()
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each module's own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

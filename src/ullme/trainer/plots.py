@@ -10,6 +10,8 @@ from typing import Any
 def plot_losses(log_history: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     """Draw every loss of a run over its steps, training solid and evaluation dashed, and save it as a picture.
 
+    A total that equals its only term is not drawn twice.
+
     Args:
         log_history: ``trainer.state.log_history``, or ``log_history`` in a checkpoint's ``trainer_state.json``.
         path: picture file; its ending decides the format.
@@ -24,6 +26,8 @@ def plot_losses(log_history: Iterable[Mapping[str, Any]], path: str | Path) -> P
         for name, value in entry.items():
             if name == "loss" or (name.endswith("_loss") and name != "train_loss"):
                 curves.setdefault(name, []).append((entry["step"], float(value)))
+    if any(points == curves.get("loss") for name, points in curves.items() if name != "loss"):
+        del curves["loss"]
     if not curves:
         raise ValueError("log_history: holds no loss; train with logging_steps at most the number of steps")
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -79,3 +79,12 @@ def test_the_page_is_the_same_on_every_run(tmp_path: Path) -> None:
         pages.append((tmp_path / name).read_text(encoding="utf-8"))
     assert pages[0] == pages[1]
     assert "| passes | 1 |" in pages[0]
+
+
+def test_a_model_that_was_built_but_breaks_when_examined_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("ullme.apps.check._examine", broken)
+    finding = examine_architecture("llama")
+    assert finding.status == "fails" and "shapes do not fit" in finding.reason

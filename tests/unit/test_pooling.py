@@ -43,7 +43,6 @@ def test_latent_pooling_gives_every_parameter_a_gradient_once_it_has_moved():
     for parameter in pooling.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     pooling(torch.randn(2, 4, 8), torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool)).square().sum().backward()
-    # The key bias shifts every attention logit of a query alike, so the softmax gives it no gradient by construction.
     still = [n for n, p in pooling.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert still == []
 

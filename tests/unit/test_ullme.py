@@ -145,7 +145,7 @@ def test_wrong_backbone_type_names_the_right_one(tiny_models):
         ({"attention": "full"}, "attention: 'full' is unknown; .*choose from bidirectional, causal"),
         ({"window": "open"}, "window: 'open' is unknown; .*choose from window, full"),
         ({"dtype": "bf16"}, "dtype: 'bf16' is unknown; .*bfloat16"),
-        ({"quantization": "4bit"}, "quantization: '4bit' needs a GPU"),
+        ({"quantization": "4bit"}, "^quantization: '4bit' needs a GPU"),
         ({"lora_name": "a", "lora_r": 0}, "lora_r: 0 is not positive"),
         ({"lora_name": "a", "lora_target_modules": ("nothing",)}, "lora_target_modules: .*nothing"),
         ({"lora_dropout": 1.0}, "lora_dropout: 1.0 is no probability"),

@@ -103,6 +103,7 @@ def check_all(output_path: Path | str | None = None, model_types: tuple[str, ...
 def examine_architecture(model_type: str) -> Finding:
     """What a tiny random model of this type does under each attention implementation; never raises."""
     finding = Finding(model_type, str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, "")))
+    model = None
     try:
         refused = _refused(model_type)
         if refused is not None:
@@ -116,7 +117,7 @@ def examine_architecture(model_type: str) -> Finding:
             found[implementation] = _examine(model, finding, TINY_TOLERANCE, gradient=True, strict=True)
             states[implementation] = _embedding_states(model, found[implementation])
     except Exception as error:  # one architecture's failure is a row of the table, whatever its code raised
-        return replace(finding, status="not built", reason=_line(error))
+        return replace(finding, status="not built" if model is None else "fails", reason=_line(error))
     return _joined(finding, found, states)
 
 

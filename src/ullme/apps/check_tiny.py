@@ -147,7 +147,7 @@ def _shrunk(config_class: type[PreTrainedConfig], overrides: dict[str, Any]) -> 
 def _default(config_class: type[PreTrainedConfig], overrides: dict[str, Any]) -> PreTrainedConfig:
     try:
         return config_class()
-    except Exception:
+    except Exception:  # a class whose defaults do not fit together, whatever it raises, is built from its row
         return config_class(**{k: v for k, v in overrides.items() if not isinstance(v, dict)})
 
 

@@ -69,6 +69,7 @@ def load_causal_lm(settings: ModelSettings, source: str, config: Any) -> PreTrai
         ValueError: the architecture is no causal LM, weights are missing or damaged, or quantised loading is not
             possible on this machine.
     """
+    quantization_config = _quantization_config(settings)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -76,7 +77,7 @@ def load_causal_lm(settings: ModelSettings, source: str, config: Any) -> PreTrai
             dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
             device_map=settings.device_map,
             attn_implementation=settings.attn_implementation,
-            quantization_config=_quantization_config(settings),
+            quantization_config=quantization_config,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,

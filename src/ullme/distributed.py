@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ullme.types import ObjectiveInputs
+from ullme.types import ObjectiveInputs, Texts
 
 
 def is_distributed() -> bool:
@@ -79,3 +79,18 @@ def gather_inputs(inputs: ObjectiveInputs) -> tuple[ObjectiveInputs, slice]:
         passage_BPD=gather_rows(pad(inputs.passage_BPD, (0, 0, 0, missing)))[0],
     )
     return whole, own
+
+
+def gather_texts(texts: Texts, query_key_B: Tensor, passage_key_BP: Tensor) -> tuple[Texts, Tensor, Tensor, slice]:
+    """The B*P texts of all ranks' queries with their keys, and where this rank's queries stand among all.
+
+    Ranks may hold different numbers of queries and of passages per query; a passage that a rank has no place for is
+    absent (length 0, key 0).
+    """
+    queries, passages = passage_key_BP.shape
+    missing = (0, global_max(passages, query_key_B.device) - passages)
+    lengths_BP, skip_BP = (pad(value_N.view(queries, -1), missing) for value_N in (texts.lengths_N, texts.skip_N))
+    whole_B, own = gather_rows(query_key_B)
+    lengths_N, skip_N = (gather_rows(value_BP)[0].flatten() for value_BP in (lengths_BP, skip_BP))
+    ids_X, _ = gather_rows(texts.ids_X)
+    return Texts(ids_X, lengths_N, skip_N), whole_B, gather_rows(pad(passage_key_BP, missing))[0], own

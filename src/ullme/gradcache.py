@@ -7,7 +7,7 @@ that second pass. The step knows neither model nor objective: both are callables
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ullme import distributed
 from ullme.batching import consecutive_chunks
-from ullme.types import Batch, ObjectiveInputs, Texts
+from ullme.types import IGNORED, Batch, MaskedTexts, ObjectiveInputs, Texts
 
 Forward = Callable[[Batch], ObjectiveInputs]
 Cache = tuple[Tensor, Tensor]  # gradient of the coupled loss at the embeddings: query_BD, passage_BPD
 
 
-class Term(Protocol):
-    """A weighted term of the loss, as the step sees it."""
+class Weighted(Protocol):
+    """A weighted term of the loss."""
 
     @property
     def weight(self) -> float:
@@ -36,6 +36,17 @@ class Term(Protocol):
 
     def __call__(self, inputs: ObjectiveInputs) -> Tensor:
         """One loss per query, (B,)."""
+
+
+class Term(Weighted, Protocol):
+    """A weighted term into which sums over the batch may enter."""
+
+    @property
+    def measures(self) -> Collection[str]:
+        """What must be known of the batch for these sums; empty for most terms."""
+
+    def sums_BS(self, inputs: ObjectiveInputs) -> Tensor:  # noqa: N802 - the suffix is the shape
+        """What each query adds to these sums, (B, S)."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,7 @@ def gradcache_step(
     forward: Forward,
     objectives: Mapping[str, Term],
     embed: Forward | None = None,
+    measure: Forward | None = None,
     chunk_tokens: int | None = None,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
@@ -91,15 +103,18 @@ def gradcache_step(
         forward: a chunk to its inputs, with gradient.
         objectives: the terms, by the names under which they are reported.
         embed: a chunk to its embeddings alone, called without gradient; ``forward`` when None.
+        measure: a chunk to what the terms sum over the batch, called without gradient before all else; for terms that
+            sum nothing it is left out.
         chunk_tokens: tokens of one chunk (a longer query stands alone); None takes all in one chunk.
         backward: accumulates a loss's gradient.
         no_sync: a context in which ranks do not exchange gradients; all chunks but the last run in it.
         gradient_scale: the number of ranks where the wrapper averages gradients over them, else 1.
     """
     chunks = _chunks(batch, chunk_tokens)
-    coupled = {name: term for name, term in objectives.items() if term.couples_batch}
-    separate = {name: term for name, term in objectives.items() if not term.couples_batch}
     count = distributed.global_sum(_exists(batch).sum(), batch.passage_mask_BP.device).item()
+    terms = _measured(objectives, chunks, measure, distributed.global_sum)
+    coupled = {name: term for name, term in terms.items() if term.couples_batch}
+    separate = {name: term for name, term in terms.items() if not term.couples_batch}
     # one chunk: its graph is kept, and nothing has to run twice
     kept = _seeded(forward, chunks[0]) if len(chunks) == 1 else None
     cache: Cache | None = None
@@ -121,29 +136,75 @@ def gradcache_step(
         for name, value_B in chunk_loss_B.items():
             parts[name].append(value_B.detach()[:0] if chunk.idle else value_B.detach())
     loss_B |= {name: torch.cat(values) for name, values in parts.items()}
-    return _result({name: loss_B[name] for name in objectives}, objectives, count, local, len(chunks))
+    return _result({name: loss_B[name] for name in terms}, terms, count, local, len(chunks))
 
 
 @torch.no_grad()
 def batch_losses(
-    batch: Batch, *, forward: Forward, objectives: Mapping[str, Term], chunk_tokens: int | None = None
+    batch: Batch,
+    *,
+    forward: Forward,
+    objectives: Mapping[str, Term],
+    measure: Forward | None = None,
+    chunk_tokens: int | None = None,
 ) -> StepResult:
     """The losses of this rank's batch alone, without gradient: what evaluation reports. Nothing crosses ranks."""
     index = _cut(batch, chunk_tokens)
     chunks = [_Chunk(slice(rows[0], rows[-1] + 1), batch.rows(rows), seed=0) for rows in index]
+    terms = _measured(objectives, chunks, measure, lambda sums_S, device: sums_S)
     found = [forward(chunk.batch) for chunk in chunks]
     count = float(_exists(batch).sum())
-    separate = {name: term for name, term in objectives.items() if not term.couples_batch}
+    separate = {name: term for name, term in terms.items() if not term.couples_batch}
     loss_B = {
         name: torch.cat([_counted(term(inputs), chunk.batch) for chunk, inputs in zip(chunks, found, strict=True)])
         for name, term in separate.items()
     }
-    whole = _joined(batch, chunks, found) if len(separate) < len(objectives) else None
+    whole = _joined(batch, chunks, found) if len(separate) < len(terms) else None
     if whole is not None:
-        loss_B |= {n: _counted(term(whole), batch) for n, term in objectives.items() if term.couples_batch}
-    losses = {name: loss_B[name].sum() / count for name in objectives}
-    total = torch.stack([term.weight * losses[name] for name, term in objectives.items()]).sum()
+        loss_B |= {n: _counted(term(whole), batch) for n, term in terms.items() if term.couples_batch}
+    losses = {name: loss_B[name].sum() / count for name in terms}
+    total = torch.stack([term.weight * losses[name] for name, term in terms.items()]).sum()
     return StepResult(total, losses, loss_B, _finite(whole), len(chunks))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A term that has been told its sums over the batch."""
+
+    term: Term
+    totals_S: Tensor
+
+    @property
+    def weight(self) -> float:
+        return self.term.weight
+
+    @property
+    def couples_batch(self) -> bool:
+        return self.term.couples_batch
+
+    def __call__(self, inputs: ObjectiveInputs) -> Tensor:
+        return self.term(replace(inputs, totals_S=self.totals_S))
+
+
+@torch.no_grad()
+def _measured(
+    terms: Mapping[str, Term],
+    chunks: Sequence[_Chunk],
+    measure: Forward | None,
+    total: Callable[[Tensor, torch.device], Tensor],
+) -> dict[str, Weighted]:
+    """The terms, those that sum something over the batch knowing their sums."""
+    if measure is None:
+        return dict(terms)
+    summing = {name: term for name, term in terms.items() if term.measures}
+    sums: dict[str, list[Tensor]] = {name: [] for name in summing}
+    for chunk in chunks:
+        inputs = _seeded(measure, chunk)
+        for name, term in summing.items():
+            exists_B = _exists(chunk.batch) & (not chunk.idle)
+            sums[name].append(torch.where(exists_B[:, None], term.sums_BS(inputs).double(), 0.0).sum(0))
+    totals = {name: torch.stack(found).sum(0) for name, found in sums.items()}
+    return {n: _Measured(t, total(totals[n], totals[n].device)) if n in totals else t for n, t in terms.items()}
 
 
 def _cut(batch: Batch, chunk_tokens: int | None) -> list[list[int]]:
@@ -174,8 +235,21 @@ def _idle_batch(batch: Batch) -> Batch:
     one = Texts.from_lists([[0]])
     exists_BP = torch.ones(1, 1, dtype=torch.bool)
     keys_BP = torch.zeros(1, 1, dtype=torch.long)
-    generation = None if batch.generation is None else Texts.from_lists([[0, 0]], skip=[1])
-    idle = Batch(one, one, generation, exists_BP, exists_BP, keys_BP[0], keys_BP, ("",))
+    two = Texts.from_lists([[0, 0]], skip=[1])
+    idle = Batch(
+        query=one,
+        passage=one,
+        generation=None if batch.generation is None else two,
+        passage_mask_BP=exists_BP,
+        positive_mask_BP=exists_BP,
+        query_key_B=keys_BP[0],
+        passage_key_BP=keys_BP,
+        row_ids=("",),
+        mismatched=None if batch.mismatched is None else two,
+        masked=None if batch.masked is None else MaskedTexts(two, torch.tensor([IGNORED, 0])),
+        teacher_BP=None if batch.teacher_BP is None else torch.zeros(1, 1),
+        ref_logp_BP=None if batch.ref_logp_BP is None else torch.zeros(1, 1),
+    )
     return idle.to(batch.passage_mask_BP.device)
 
 
@@ -212,7 +286,7 @@ def _embeddings(inputs: ObjectiveInputs) -> tuple[Tensor, Tensor]:
 
 
 def _coupled_gradient(
-    local: ObjectiveInputs, terms: Mapping[str, Term], count: float
+    local: ObjectiveInputs, terms: Mapping[str, Weighted], count: float
 ) -> tuple[Cache, dict[str, Tensor]]:
     """Gradient of the coupled terms' global mean with respect to this rank's embeddings, and this rank's losses.
 
@@ -254,7 +328,7 @@ def _finite(inputs: ObjectiveInputs | None) -> Tensor | None:
 
 
 def _result(
-    loss_B: dict[str, Tensor], terms: Mapping[str, Term], count: float, local: ObjectiveInputs | None, chunks: int
+    loss_B: dict[str, Tensor], terms: Mapping[str, Weighted], count: float, local: ObjectiveInputs | None, chunks: int
 ) -> StepResult:
     names = list(loss_B)
     local_N = torch.stack([loss_B[name].double().sum() for name in names])

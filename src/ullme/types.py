@@ -4,7 +4,7 @@ Shape legend (suffixes of tensor names everywhere in the project):
 
 - ``B`` queries of a batch, ``P`` passages per query (a positive first, then other positives, then hard negatives),
 - ``N`` texts (queries or passages alike), ``T`` tokens of the longest of them, ``X`` tokens of all of them together,
-- ``D`` width of a hidden state or an embedding, ``V`` vocabulary, ``L`` learned latents.
+- ``D`` width of a hidden state or an embedding, ``V`` vocabulary, ``L`` learned latents, ``S`` sums over a batch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,19 @@ from torch import Tensor
 
 Attention = Literal["bidirectional", "causal"]
 
+#: What an objective may need a model to compute of a batch, or a batch to bring; see ``ObjectiveInputs``.
+Need = Literal["embedding", "logp", "reference", "mismatched", "masked", "teacher"]
+
+#: The target of a token that is not to be predicted, as torch's cross entropy has it.
+IGNORED = -100
+
 
 @dataclass(frozen=True)
 class PairExample:
-    """One query with its passages, as a row of training data states them."""
+    """One query with its passages, as a row of training data states them.
+
+    ``scores`` are a teacher's, of each positive and then of each negative; None where the row has none.
+    """
 
     query: str
     positives: tuple[str, ...]
@@ -29,6 +38,7 @@ class PairExample:
     instruction: str | None = None
     source: str = ""
     row_id: str = ""
+    scores: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,28 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class MaskedTexts:
+    """N texts of which some tokens are hidden, and what these were: masked next-token prediction.
+
+    ``target_X`` goes with ``texts.ids_X``: the true id of a token to be predicted, ``IGNORED`` elsewhere.
+    """
+
+    texts: Texts
+    target_X: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def rows(self, index: Sequence[int] | Tensor) -> MaskedTexts:
+        """The texts at these positions, in this order."""
+        return MaskedTexts(self.texts.rows(index), replace(self.texts, ids_X=self.target_X).rows(index).ids_X)
+
+    def to(self, device: torch.device | str) -> MaskedTexts:
+        """The same texts on another device."""
+        return _moved(self, device)
+
+
+@dataclass(frozen=True)
 class Batch:
     """B queries with their passages, tokenised for both modes.
 
@@ -92,6 +124,11 @@ class Batch:
     passage after its query (which ``skip_N`` marks as context); None when no objective needs likelihoods.
     ``passage_mask_BP`` marks passages that exist, ``positive_mask_BP`` the positives among them.
     ``query_key_B`` and ``passage_key_BP`` identify equal texts, so that a duplicate is never taken for a negative.
+
+    The rest is there when an objective needs it. ``mismatched`` holds, like ``generation``, the passages of another
+    query of the global batch after this one. ``masked`` holds one text per query with hidden tokens. ``teacher_BP`` are
+    a teacher's scores (0 for an absent passage). ``ref_logp_BP`` are the reference's likelihoods where they were
+    computed before training.
     """
 
     query: Texts
@@ -102,6 +139,10 @@ class Batch:
     query_key_B: Tensor
     passage_key_BP: Tensor
     row_ids: tuple[str, ...]
+    mismatched: Texts | None = None
+    masked: MaskedTexts | None = None
+    teacher_BP: Tensor | None = None
+    ref_logp_BP: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -114,19 +155,31 @@ class Batch:
         return Batch(
             query=self.query.rows(at_B),
             passage=self.passage.rows(flat),
-            generation=self.generation.rows(flat) if self.generation is not None else None,
+            generation=None if self.generation is None else self.generation.rows(flat),
             passage_mask_BP=self.passage_mask_BP[at_B],
             positive_mask_BP=self.positive_mask_BP[at_B],
             query_key_B=self.query_key_B[at_B],
             passage_key_BP=self.passage_key_BP[at_B],
             row_ids=tuple(self.row_ids[b] for b in index),
+            mismatched=None if self.mismatched is None else self.mismatched.rows(self._mismatched_rows(index)),
+            masked=None if self.masked is None else self.masked.rows(at_B),
+            teacher_BP=None if self.teacher_BP is None else self.teacher_BP[at_B],
+            ref_logp_BP=None if self.ref_logp_BP is None else self.ref_logp_BP[at_B],
         )
 
+    def _mismatched_rows(self, index: Sequence[int]) -> list[int]:
+        """Where these queries' mismatched texts are: as many as the global batch's richest query has passages."""
+        assert self.mismatched is not None
+        width = len(self.mismatched) // max(len(self), 1)
+        return [b * width + p for b in index for p in range(width)]
+
     def tokens_B(self) -> Tensor:
-        """Tokens that each query brings to a forward pass: its own, its passages' and its generation texts'."""
+        """Tokens that each query brings to a forward pass with gradient: of all its texts but the mismatched ones."""
         tokens_B = self.query.lengths_N + self.passage.lengths_N.view(len(self), -1).sum(1)
         if self.generation is not None:
             tokens_B = tokens_B + self.generation.lengths_N.view(len(self), -1).sum(1)
+        if self.masked is not None:
+            tokens_B = tokens_B + self.masked.texts.lengths_N
         return tokens_B
 
     def to(self, device: torch.device | str) -> Batch:
@@ -140,7 +193,10 @@ class ObjectiveInputs:
 
     ``query_BD`` and ``passage_BPD`` are embeddings (fp32, not normalised; absent passages are zero).
     ``logp_BP`` is log pi(p|q) summed over the passage's tokens, ``ref_logp_BP`` the same under the reference model,
-    ``tokens_BP`` the number of tokens summed over (0 for an absent passage).
+    ``tokens_BP`` the number of tokens summed over (0 for an absent passage). ``mismatched_logp_BP``,
+    ``mismatched_ref_logp_BP`` and ``mismatched_tokens_BP`` are the same of each query with another one's passages.
+    ``masked_logp_B`` is the log-likelihood summed over a text's ``masked_tokens_B`` hidden tokens. ``teacher_BP`` are a
+    teacher's scores. ``totals_S`` are an objective's own sums over the global batch (``Objective.sums_BS``).
     """
 
     passage_mask_BP: Tensor
@@ -153,17 +209,25 @@ class ObjectiveInputs:
     logp_BP: Tensor | None = None
     ref_logp_BP: Tensor | None = None
     tokens_BP: Tensor | None = None
+    mismatched_logp_BP: Tensor | None = None
+    mismatched_ref_logp_BP: Tensor | None = None
+    mismatched_tokens_BP: Tensor | None = None
+    masked_logp_B: Tensor | None = None
+    masked_tokens_B: Tensor | None = None
+    teacher_BP: Tensor | None = None
+    totals_S: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch, **tensors: Tensor | None) -> ObjectiveInputs:
-        """The inputs of a batch's rows with these embeddings and likelihoods."""
+        """The inputs of a batch's rows with these embeddings and likelihoods, and what the batch itself brings."""
+        brought = {"teacher_BP": batch.teacher_BP, "ref_logp_BP": batch.ref_logp_BP}
         return cls(
             passage_mask_BP=batch.passage_mask_BP,
             positive_mask_BP=batch.positive_mask_BP,
             query_key_B=batch.query_key_B,
             passage_key_BP=batch.passage_key_BP,
             row_ids=batch.row_ids,
-            **tensors,
+            **{**brought, **tensors},
         )
 
     @property
@@ -181,11 +245,11 @@ class ObjectiveInputs:
         return self.logp_BP / self.tokens_BP.clamp(min=1)
 
 
-Moved = TypeVar("Moved", Texts, Batch)
+Moved = TypeVar("Moved", Texts, MaskedTexts, Batch)
 
 
 def _moved(value: Moved, device: torch.device | str) -> Moved:
     """A copy of a frozen dataclass with every tensor (and nested Texts) on ``device``."""
     there: dict[str, Any] = {f.name: getattr(value, f.name) for f in fields(value)}
-    there = {name: v.to(device) for name, v in there.items() if isinstance(v, Tensor | Texts)}
+    there = {name: v.to(device) for name, v in there.items() if isinstance(v, Tensor | Texts | MaskedTexts)}
     return replace(value, **there)

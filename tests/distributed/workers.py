@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.batches import random_batch
 from tests.parity.float64 import in_float64
-from tests.parity.oracle import forward_of, gradients
+from tests.parity.oracle import embed_of, forward_of, gradients, measure_of
 from tests.tiny import tiny_ullme
 from tests.unit.training import pairs, trainer, weights
 from ullme.gradcache import gradcache_step
@@ -66,7 +66,8 @@ def _step(model, batch: Batch, preset: str, chunk_tokens: int | None, **options)
     return gradcache_step(
         batch,
         forward=forward_of(model, objectives),
-        embed=forward_of(model, objectives, embed_only=True),
+        embed=embed_of(model),
+        measure=measure_of(model, objectives),
         objectives=named(objectives),
         chunk_tokens=chunk_tokens,
         **options,

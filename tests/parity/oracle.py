@@ -8,18 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from ullme.gradcache import gradcache_step
-from ullme.objectives import PRESETS, Objective, named, needs_of
+from ullme.models.modes import eval_mode
+from ullme.objectives import PRESETS, Objective, measures_of, named, needs_of
 from ullme.types import Batch, ObjectiveInputs
 
 Forward = Callable[[Batch], ObjectiveInputs]
 
 
-def forward_of(model: nn.Module, objectives: tuple[Objective, ...], embed_only: bool = False) -> Forward:
-    needs = needs_of(objectives)
-    asked = {"embed": "embedding" in needs, "score": "logp" in needs, "reference": "reference" in needs}
-    if embed_only:
-        asked = {"embed": True, "score": False, "reference": False}
-    return lambda batch: model(batch=batch, **asked)
+def forward_of(model: nn.Module, objectives: tuple[Objective, ...]) -> Forward:
+    return lambda batch: model(batch=batch, needs=needs_of(objectives))
+
+
+def embed_of(model: nn.Module) -> Forward:
+    return lambda batch: model(batch=batch, needs=("embedding",))
+
+
+def measure_of(model: nn.Module, objectives: tuple[Objective, ...]) -> Forward | None:
+    def measure(batch: Batch) -> ObjectiveInputs:
+        with eval_mode(model):
+            return model(batch=batch, needs=measures_of(objectives))
+
+    return measure if measures_of(objectives) else None
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -44,7 +53,8 @@ def step_gradient(
     result = gradcache_step(
         batch,
         forward=forward or forward_of(model, objectives),
-        embed=forward_of(model, objectives, embed_only=True),
+        embed=embed_of(model),
+        measure=measure_of(model, objectives),
         objectives=named(objectives),
         chunk_tokens=chunk_tokens,
     )

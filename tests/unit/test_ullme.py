@@ -82,7 +82,7 @@ def test_reference_is_the_original_model_and_leaves_everything_as_it_was(tiny_mo
     frozen = next(p for n, p in model.named_parameters() if "lora_A" in n)
     frozen.requires_grad_(False)
     before = {n: p.requires_grad for n, p in model.named_parameters()}
-    inputs = model(batch=batch, embed=False, score=True, reference=True)
+    inputs = model(batch=batch, needs=("logp", "reference"))
     base = tiny_ullme(tiny_models).eval()
     assert torch.allclose(inputs.ref_logp_BP.flatten(), base.score_texts(batch.generation)[0], atol=1e-5)
     assert not torch.allclose(inputs.ref_logp_BP, inputs.logp_BP, atol=1e-3)
@@ -100,12 +100,12 @@ def test_reference_mode_restores_after_an_error(model):
 
 def test_reference_without_adapter_is_refused_with_the_cure(tiny_models):
     with pytest.raises(ValueError, match="set lora_name"):
-        tiny_ullme(tiny_models)(batch=random_batch(1, 2, 0, generation=True), reference=True)
+        tiny_ullme(tiny_models)(batch=random_batch(1, 2, 0, generation=True), needs=("reference",))
 
 
 def test_absent_passages_are_zero_and_have_no_likelihood(model):
     batch = random_batch(4, 3, seed=3, generation=True, ragged=True)
-    inputs = model(batch=batch, score=True, reference=True)
+    inputs = model(batch=batch, needs=("embedding", "logp", "reference"))
     absent = ~batch.passage_mask_BP
     assert absent.any()
     assert not inputs.passage_BPD[absent].any()

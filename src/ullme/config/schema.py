@@ -22,9 +22,6 @@ from ullme.models.settings import ModelSettings, require_choice
 from ullme.objectives import PRESETS, AnyObjective, needs_of
 from ullme.prompts import GENERATION_TEMPLATE
 
-#: Objectives that compare a query's positive with its own hard negatives: without any they are zero.
-NEED_NEGATIVES = ("dpo", "kl")
-
 
 class Section(BaseModel):
     """A part of the run file: a key that it does not have is an error, and nothing changes once it is read."""
@@ -188,7 +185,7 @@ class RunConfig(Section):
                 "model.lora: is missing, and an objective (dpo) compares with the original LLM, which is the model "
                 "without its adapter; add model.lora or choose another objective"
             )
-        wanting = [o.type for o in self.objectives if o.type in NEED_NEGATIVES]
+        wanting = [o.type for o in self.objectives if o.needs_negatives]
         if wanting and self.data.negatives_per_query == 0:
             raise ValueError(
                 f"data.negatives_per_query: is 0, and the objective {wanting[0]!r} needs negatives; "
@@ -206,7 +203,7 @@ class RunConfig(Section):
     @property
     def needs_negatives(self) -> list[str]:
         """The objectives that need a negative in some row."""
-        return [o.type for o in self.objectives if o.type in NEED_NEGATIVES and o.weight]
+        return [o.type for o in self.objectives if o.needs_negatives and o.weight]
 
     def save(self, path: Path) -> Path:
         """Write the run as a run file in which every default is spelt out."""

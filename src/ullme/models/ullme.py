@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 from ullme.models import encoding, io
 from ullme.models.attention import attention_switch
 from ullme.models.choosing import refuse_by_kind
+from ullme.models.inputs import objective_inputs
 from ullme.models.loading import load_causal_lm, load_config, load_tokenizer, resolve
 from ullme.models.logprob import Head, sequence_logp
-from ullme.models.lora import add_adapter, reference_mode
+from ullme.models.lora import add_adapter
 from ullme.models.pooling import Pooling
 from ullme.models.settings import ModelSettings
 from ullme.models.specs import logits_head
 from ullme.models.tensors import weights_digest
-from ullme.types import Attention, Batch, ObjectiveInputs, Texts
+from ullme.types import IGNORED, Attention, Batch, MaskedTexts, Need, Texts
 
 
 class ULLME(nn.Module):
@@ -74,9 +75,7 @@ class ULLME(nn.Module):
         prompt_lengths: Tensor | None = None,
         *,
         batch: Batch | None = None,
-        embed: bool = True,
-        score: bool = False,
-        reference: bool = False,
+        needs: Collection[Need] = frozenset({"embedding"}),
         **kwargs: Any,
     ) -> Any:
         """Embed, generate, or (with ``batch``) compute what objectives need: one forward, as wrappers of it require.
@@ -86,17 +85,15 @@ class ULLME(nn.Module):
             attention_mask: 1 on real tokens, padding on either side; all ones when left out.
             is_generate: causal attention and the plain Transformers output, to which ``kwargs`` go.
             prompt_lengths: leading tokens of each text (N,) that pooling leaves out.
-            batch: queries with their passages; then the other arguments say what is computed of them.
-            embed: fill ``query_BD`` and ``passage_BPD``.
-            score: fill ``logp_BP`` and ``tokens_BP``.
-            reference: fill ``ref_logp_BP``, without gradient.
+            batch: queries with their passages; ``needs`` says what is computed of them.
+            needs: what objectives need of the batch; the reference's likelihoods come without gradient.
             **kwargs: further arguments of the Transformers model (``labels``, ``past_key_values``, ...).
 
         Returns:
             ``{"rep": (N, D)}``; with ``is_generate`` a Transformers causal-LM output; with ``batch`` ObjectiveInputs.
         """
         if batch is not None:
-            return self._objective_inputs(batch, embed=embed, score=score, reference=reference)
+            return objective_inputs(self, batch, needs)
         if is_generate:
             return self._generator(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if input_ids is None:
@@ -126,17 +123,15 @@ class ULLME(nn.Module):
 
     def score_texts(self, texts: Texts) -> tuple[Tensor, Tensor]:
         """Log-likelihood (N,) of what is not context in each text, and its number of tokens (N,), causal attention."""
-        head = self._head()
-        logp_N = torch.zeros(len(texts), device=self.device, dtype=self._embedding_dtype)
-        tokens_N = torch.zeros(len(texts), device=self.device, dtype=torch.long)
-        for rows in encoding.forward_batches(texts):
-            part = texts.rows(rows).to(self.device)
-            ids_NT, mask_NT = part.pad(self.tokenizer.pad_token_id)
-            hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, "causal")
-            logp, tokens = sequence_logp(hidden_NTD, ids_NT, part.scored_NT(mask_NT), head)
-            at = torch.tensor(rows, device=self.device)
-            logp_N, tokens_N = logp_N.index_copy(0, at, logp), tokens_N.index_copy(0, at, tokens)
-        return logp_N, tokens_N
+        return self._likelihoods(texts, "causal")
+
+    def score_masked(self, masked: MaskedTexts) -> tuple[Tensor, Tensor]:
+        """Log-likelihood (N,) of each text's hidden tokens, and their number (N,), under the embedding's attention.
+
+        The state before a hidden token predicts it, as in generation (masked next-token prediction, BehnamGhader et
+        al. 2024, section 2.2); a hidden first token is predicted by nothing and never counts.
+        """
+        return self._likelihoods(masked.texts, self.attention, masked.target_X)
 
     encode = encoding.encode
 
@@ -249,27 +244,21 @@ class ULLME(nn.Module):
         hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, attention or self.attention)
         return self.pooler(hidden_NTD, mask_NT, pooled_NT)
 
-    def _objective_inputs(self, batch: Batch, embed: bool, score: bool, reference: bool) -> ObjectiveInputs:
-        """What objectives need of a chunk: embeddings first, so that a replay draws the same dropout."""
-        shape_BP = batch.passage_mask_BP.shape
-        filled: dict[str, Tensor | None] = {}
-        if embed:
-            filled["query_BD"] = self.embed_texts(batch.query)
-            filled["passage_BPD"] = self.embed_texts(batch.passage).unflatten(0, shape_BP)
-        if (score or reference) and batch.generation is None:
-            raise ValueError("batch.generation: is None but likelihoods are needed; use PairCollator(generation=True)")
-        if score and batch.generation is not None:
-            logp_N, tokens_N = self.score_texts(batch.generation)
-            filled |= {"logp_BP": logp_N.unflatten(0, shape_BP), "tokens_BP": tokens_N.unflatten(0, shape_BP)}
-        if reference and batch.generation is not None:
-            filled["ref_logp_BP"] = self._reference_logp(batch.generation).unflatten(0, shape_BP)
-        return ObjectiveInputs.of(batch, **filled)
-
-    @torch.no_grad()
-    def _reference_logp(self, texts: Texts) -> Tensor:
-        if self.peft_model is None:
-            raise ValueError(
-                "reference: this model has no adapter, so switching it off cannot give the original LLM; set lora_name"
-            )
-        with reference_mode(self, self.peft_model):
-            return self.score_texts(texts)[0]
+    def _likelihoods(self, texts: Texts, attention: Attention, target_X: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods (N,) and tokens (N,) of the targets, or where there are none, of what is not context."""
+        head = self._head()
+        logp_N = torch.zeros(len(texts), device=self.device, dtype=self._embedding_dtype)
+        tokens_N = torch.zeros(len(texts), device=self.device, dtype=torch.long)
+        targets = None if target_X is None else replace(texts, ids_X=target_X)
+        for rows in encoding.forward_batches(texts):
+            part = texts.rows(rows).to(self.device)
+            ids_NT, mask_NT = part.pad(self.tokenizer.pad_token_id)
+            hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, attention)
+            scored_NT = part.scored_NT(mask_NT)
+            if targets is not None:
+                ids_NT, _ = targets.rows(rows).to(self.device).pad(IGNORED)
+                scored_NT = ids_NT != IGNORED
+            logp, tokens = sequence_logp(hidden_NTD, ids_NT, scored_NT, head)
+            at = torch.tensor(rows, device=self.device)
+            logp_N, tokens_N = logp_N.index_copy(0, at, logp), tokens_N.index_copy(0, at, tokens)
+        return logp_N, tokens_N

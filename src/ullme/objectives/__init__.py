@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ullme.objectives.base import Need, Objective
+from ullme.objectives.base import Objective
 from ullme.objectives.contrastive import Contrastive
 from ullme.objectives.kl import KL
 from ullme.objectives.preference import DPO
 from ullme.objectives.sft import SFT
+from ullme.types import Need
 
 __all__ = [
     "DPO",
@@ -27,8 +28,8 @@ __all__ = [
     "SFT",
     "AnyObjective",
     "Contrastive",
-    "Need",
     "Objective",
+    "measures_of",
     "named",
     "needs_of",
     "objectives_from",
@@ -80,8 +81,13 @@ def named(objectives: Iterable[Objective]) -> dict[str, Objective]:
 
 
 def needs_of(objectives: Iterable[Objective]) -> frozenset[Need]:
-    """What a model must compute for these objectives."""
+    """What a model must compute for the losses of these objectives."""
     return frozenset(need for objective in objectives for need in objective.needs)
+
+
+def measures_of(objectives: Iterable[Objective]) -> frozenset[Need]:
+    """What a model must compute beforehand, without gradient, for the sums over the batch that enter these losses."""
+    return frozenset(need for objective in objectives for need in objective.measures)
 
 
 def _from_mapping(values: Mapping[str, Any]) -> Objective:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar, Literal
+from dataclasses import fields, replace
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ullme.types import ObjectiveInputs
-
-Need = Literal["embedding", "logp", "reference"]
+from ullme.types import Need, ObjectiveInputs
 
 #: The fields of ObjectiveInputs that stand behind each need.
 FIELDS_OF_NEED: dict[Need, tuple[str, ...]] = {
     "embedding": ("query_BD", "passage_BPD"),
     "logp": ("logp_BP", "tokens_BP"),
     "reference": ("ref_logp_BP",),
+    "mismatched": ("mismatched_logp_BP", "mismatched_ref_logp_BP", "mismatched_tokens_BP"),
+    "masked": ("masked_logp_B", "masked_tokens_B"),
+    "teacher": ("teacher_BP",),
 }
 
 
@@ -31,13 +32,18 @@ class Objective(BaseModel):
         weight: the term's lambda.
         couples_batch: whether a query's loss depends on other queries' embeddings; such a term receives the inputs of
             the global batch, any other one those of the queries of one chunk.
-        needs: what the model must compute for it.
+        needs: what the model must compute, or the data bring, for it.
+        needs_negatives: whether it is zero for a query without negatives, so that data without any cannot train it.
+        measures: what :meth:`sums_BS` reads; it is computed for that alone, without gradient and in eval mode. Empty
+            where no sums over the batch enter the loss.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     couples_batch: ClassVar[bool] = False
     needs: ClassVar[frozenset[Need]] = frozenset()
+    needs_negatives: ClassVar[bool] = False
+    measures: ClassVar[frozenset[Need]] = frozenset()
 
     type: str
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
@@ -46,20 +52,28 @@ class Objective(BaseModel):
         """The loss of each query, (B,); inputs are float32 or float64 and autocast is off."""
         raise NotImplementedError
 
+    def sums_BS(self, inputs: ObjectiveInputs) -> Tensor:  # noqa: N802 - the suffix is the shape
+        """What each query adds to S sums over the global batch, (B, S); the loss finds the sums in ``totals_S``.
+
+        Called where ``measures`` names something, once per chunk and before any loss, with those fields alone.
+        """
+        raise NotImplementedError
+
     def __call__(self, inputs: ObjectiveInputs) -> Tensor:
         """The loss of each query, (B,), computed in float32 (float64 where the inputs are), whatever autocast says."""
         for need in self.needs:
             for field in FIELDS_OF_NEED[need]:
                 assert getattr(inputs, field) is not None, f"{self.type}: the inputs lack {field}"
+        assert inputs.totals_S is not None or not self.measures, f"{self.type}: the inputs lack totals_S"
         with torch.autocast(inputs.passage_mask_BP.device.type, enabled=False):
             return self.loss_B(_at_least_float32(inputs))
 
 
 def _at_least_float32(inputs: ObjectiveInputs) -> ObjectiveInputs:
     """The same inputs with half-precision tensors widened: a softmax over bf16 scores loses the ranking."""
-    wide = {}
-    for name in ("query_BD", "passage_BPD", "logp_BP", "ref_logp_BP"):
-        value = getattr(inputs, name)
-        if value is not None and value.dtype in (torch.float16, torch.bfloat16):
+    wide: dict[str, Any] = {}
+    for field in fields(inputs):
+        name, value = field.name, getattr(inputs, field.name)
+        if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
             wide[name] = value.float()
     return replace(inputs, **wide) if wide else inputs

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from torch import Tensor
 
 from ullme.objectives import functional as F
-from ullme.objectives.base import Need, Objective
-from ullme.types import ObjectiveInputs
+from ullme.objectives.base import Objective
+from ullme.types import Need, ObjectiveInputs
 
 #: Other names of the losses; with one positive per query NT-Xent is InfoNCE.
 LOSS_ALIASES = {"InfoNCE": "NTXentLoss", "NTXent": "NTXentLoss", "SupCon": "SupConLoss"}

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ullme.objectives import functional as F
-from ullme.objectives.base import Need, Objective
-from ullme.types import ObjectiveInputs
+from ullme.objectives.base import Objective
+from ullme.types import Need, ObjectiveInputs
 
 
 class KL(Objective):
@@ -27,6 +27,7 @@ class KL(Objective):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"embedding", "logp"})
+    needs_negatives: ClassVar[bool] = True
 
     type: Literal["kl"] = "kl"
     direction: Literal["rt||gen", "gen||rt"] = "rt||gen"

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ullme.objectives import functional as F
-from ullme.objectives.base import Need, Objective
-from ullme.types import ObjectiveInputs
+from ullme.objectives.base import Objective
+from ullme.types import Need, ObjectiveInputs
 
 
 class DPO(Objective):
@@ -23,6 +23,7 @@ class DPO(Objective):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"logp", "reference"})
+    needs_negatives: ClassVar[bool] = True
 
     type: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ullme.objectives import functional as F
-from ullme.objectives.base import Need, Objective
-from ullme.types import ObjectiveInputs
+from ullme.objectives.base import Objective
+from ullme.types import Need, ObjectiveInputs
 
 
 class SFT(Objective):

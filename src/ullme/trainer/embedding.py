@@ -14,10 +14,10 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ullme import distributed
-from ullme.data import PairCollator, PairDataset, train_loader
+from ullme.data import PairCollator, PairDataset, train_loader, with_mismatched
 from ullme.gradcache import StepResult, gradcache_step
 from ullme.models import ULLME
-from ullme.objectives import Objective, named, needs_of, objectives_from
+from ullme.objectives import Objective, measures_of, named, needs_of, objectives_from
 from ullme.trainer.arguments import training_arguments
 from ullme.trainer.evaluation import EvalData, EvaluatingTrainer, Evaluator
 from ullme.trainer.freezing import only_reached_trainable
@@ -69,6 +69,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
     ) -> None:
         self.objectives: dict[str, Objective] = named(objectives_from(objectives))
         self.needs = needs_of(self.objectives.values())
+        self.measures = measures_of(self.objectives.values())
         self.evaluator, self.chunk_tokens, self.train_loader = evaluator, chunk_tokens, train_loader
         _require_reference(model, self.objectives)
         if chunk_tokens < 1:
@@ -163,10 +164,13 @@ class EmbeddingTrainer(EvaluatingTrainer):
         if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers have modes
             optimizer.train()
         batch = self._checked(inputs).to(self.args.device)
+        if "mismatched" in self.measures:
+            batch = with_mismatched(batch)
         result = gradcache_step(
             batch,
             forward=partial(self._forward, model),
-            embed=partial(self._embed, model),
+            embed=lambda chunk: model(batch=chunk, needs=("embedding",)),
+            measure=partial(self._measure, model) if self.measures else None,
             objectives=self.objectives,
             chunk_tokens=self.chunk_tokens,
             backward=self.accelerator.backward,

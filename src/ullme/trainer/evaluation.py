@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from transformers.trainer_utils import speed_metrics
 
 from ullme import distributed
-from ullme.data import PairDataset
+from ullme.data import PairDataset, with_mismatched
 from ullme.gradcache import StepResult, batch_losses
 from ullme.models import ULLME
-from ullme.objectives import Need, Objective
+from ullme.models.modes import eval_mode
+from ullme.objectives import Objective
 from ullme.trainer.checkpoints import CheckpointTrainer
-from ullme.types import Batch, ObjectiveInputs, PairExample
+from ullme.types import Batch, Need, ObjectiveInputs, PairExample
 
 Evaluator = Callable[[ULLME], Mapping[str, float]]
 EvalData = Sequence[PairExample] | PairDataset
@@ -29,6 +30,7 @@ class EvaluatingTrainer(CheckpointTrainer):
 
     objectives: dict[str, Objective]
     needs: frozenset[Need]
+    measures: frozenset[Need]
     evaluator: Evaluator | None
     chunk_tokens: int
 
@@ -74,11 +76,15 @@ class EvaluatingTrainer(CheckpointTrainer):
         return self.compute_loss(model, inputs), None, None
 
     def _losses(self, model: nn.Module, batch: Batch) -> StepResult:
-        batch = self._checked(batch).to(self.args.device)
+        batch = self._checked(batch)
+        if "mismatched" in self.measures:
+            batch = with_mismatched(batch, alone=True)
+        batch = batch.to(self.args.device)
         with self.accelerator.autocast():
             return batch_losses(
                 batch,
                 forward=partial(self._forward, model),
+                measure=partial(self._measure, model) if self.measures else None,
                 objectives=self.objectives,
                 chunk_tokens=self.chunk_tokens,
             )
@@ -126,12 +132,9 @@ class EvaluatingTrainer(CheckpointTrainer):
 
     def _forward(self, model: nn.Module, batch: Batch) -> ObjectiveInputs:
         """All that the objectives need of a chunk, in one forward of the module."""
-        return model(
-            batch=batch,
-            embed="embedding" in self.needs,
-            score="logp" in self.needs,
-            reference="reference" in self.needs,
-        )
+        return model(batch=batch, needs=self.needs)
 
-    def _embed(self, model: nn.Module, batch: Batch) -> ObjectiveInputs:
-        return model(batch=batch, embed=True, score=False, reference=False)
+    def _measure(self, model: nn.Module, batch: Batch) -> ObjectiveInputs:
+        """What sums over the batch need of a chunk; in eval mode, so that dropout does not enter them."""
+        with eval_mode(model):
+            return model(batch=batch, needs=self.measures)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from ullme.models import ULLME
-from ullme.objectives import Need
+from ullme.types import Need
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from ullme.config.schema import RunConfig, preset_expanded
-from ullme.data.rows import hint, nearest, shortened
+from ullme.data.wording import hint, nearest, shortened
 
 #: Keys that people look for and that ullme refuses, with the reason and the cure.
 REFUSED = {
@@ -70,14 +70,8 @@ def _missing_key(error: Mapping[str, Any], section: type[BaseModel]) -> str:
     return "is missing; add it"
 
 
-def _unknown_type(error: Mapping[str, Any], section: type[BaseModel]) -> str:
-    known = [kind.strip("' ") for kind in error["ctx"]["expected_tags"].split(",")]
-    tag = error["ctx"]["tag"]
-    return f"type: {tag!r} is unknown{hint(tag, known)}; choose from {', '.join(known)}"
-
-
-def _missing_type(error: Mapping[str, Any], section: type[BaseModel]) -> str:
-    return f"{shortened(error['input'])} has no type; add for instance type: contrastive"
+def _said(error: Mapping[str, Any], section: type[BaseModel]) -> str:
+    return error["msg"]
 
 
 def _not_a_section(error: Mapping[str, Any], section: type[BaseModel]) -> str:
@@ -96,36 +90,24 @@ def _about_value(error: Mapping[str, Any], section: type[BaseModel]) -> str:
 _MESSAGES: dict[str, Callable[[Mapping[str, Any], type[BaseModel]], str]] = {
     "extra_forbidden": _unknown_key,
     "missing": _missing_key,
-    "union_tag_invalid": _unknown_type,
-    "union_tag_not_found": _missing_type,
+    "objective_type": _said,
     "model_type": _not_a_section,
     "value_error": _own_words,
 }
 
 
 def _located(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel]]:
-    """The dotted key of a pydantic location, without the tags of unions, and the section that the last key is in."""
+    """The dotted key of a pydantic location, and the section that the last key is in."""
     parts: list[str] = []
     section: type[BaseModel] = RunConfig
     offered: list[type[BaseModel]] = [RunConfig]
     for part in loc:
-        tagged = [
-            model for model in offered if "type" in model.model_fields and model.model_fields["type"].default == part
-        ]
-        if tagged:
-            section, offered = tagged[0], tagged
-            continue
         parts.append(str(part))
         if isinstance(part, str) and offered:
             section = offered[0]
             field = section.model_fields.get(part)
             offered = list(_models(field.annotation)) if field is not None else []
     return parts, section
-
-
-def _tag(model: type[BaseModel]) -> Any:
-    """What tells this model apart in a union, if anything does."""
-    return model.model_fields["type"].default if "type" in model.model_fields else None
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ullme.data.rows import hint, nearest, shortened
+from ullme.data.wording import hint, nearest, shortened
 
 Format = Literal["jsonl", "parquet", "saved", "hub"]
 Row = tuple[int, dict[str, Any]]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ullme.data.wording import hint, nearest, shortened
 
 #: What a row can say, and the columns that say it unless ``columns`` names others.
 DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -19,25 +20,6 @@ _REQUIRED = ("query", "positives")
 _ALIASES = {"positive": "positives", "negative": "negatives"}
 _NUMBERED = re.compile(r"(positive|negative)_(\d+)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SHOWN = 60
-
-
-def shortened(value: Any) -> str:
-    """A value as an error message shows it: its repr, cut to one short line."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 4] + "..." + text[-1]
-
-
-def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The name most like a misspelt one, or None where none is alike."""
-    found = difflib.get_close_matches(name.lower(), lowered := {n.lower(): n for n in names}, n=1, cutoff=cutoff)
-    return lowered[found[0]] if found else None
-
-
-def hint(name: str, names: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known one."""
-    near = nearest(name, names)
-    return f"; did you mean {near!r}?" if near else ""
 
 
 def roles_of(columns: Mapping[str, str | list[str]] | None) -> dict[str, tuple[str, ...]]:

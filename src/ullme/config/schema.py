@@ -19,7 +19,7 @@ from pydantic import (
 
 from ullme.data import DataSource
 from ullme.models.settings import ModelSettings, require_choice
-from ullme.objectives import PRESETS, AnyObjective, needs_of
+from ullme.objectives import PRESETS, AnyObjective, as_mapping, needs_of
 from ullme.prompts import GENERATION_TEMPLATE
 
 
@@ -164,7 +164,7 @@ def preset_expanded(objectives: Any) -> Any:
     if not isinstance(objectives, str):
         return objectives
     require_choice("objectives", objectives, PRESETS)
-    return [objective.model_dump(mode="json") for objective in PRESETS[objectives]]
+    return [as_mapping(objective) for objective in PRESETS[objectives]]
 
 
 class RunConfig(Section):

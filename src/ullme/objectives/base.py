@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ullme.types import Need, ObjectiveInputs
@@ -25,10 +25,12 @@ FIELDS_OF_NEED: dict[Need, tuple[str, ...]] = {
 class Objective(BaseModel):
     """One term of the loss: maps the inputs of B queries to one loss per query.
 
-    A subclass states its options as fields, among them ``type: Literal["its_name"]``, and computes :meth:`loss_B`.
-    It knows no model, chunk, rank or device; the training step applies ``weight`` and averages over the global batch.
+    A subclass states its options as fields and computes :meth:`loss_B`; ullme's own ones state besides
+    ``type: Literal["its_name"]``, by which run files know them. It knows no model, chunk, rank or device; the training
+    step applies ``weight`` and averages over the global batch.
 
     Attributes:
+        type: what logs and messages call it; a class that states none is called by its own name.
         weight: the term's lambda.
         couples_batch: whether a query's loss depends on other queries' embeddings; such a term receives the inputs of
             the global batch, any other one those of the queries of one chunk.
@@ -45,8 +47,30 @@ class Objective(BaseModel):
     needs_negatives: ClassVar[bool] = False
     measures: ClassVar[frozenset[Need]] = frozenset()
 
-    type: str
+    type: str = ""
     weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that asks for what does not exist, as soon as it is written."""
+        super().__pydantic_init_subclass__(**kwargs)
+        unknown = {*cls.needs, *cls.measures} - FIELDS_OF_NEED.keys()
+        if unknown:
+            raise ValueError(
+                f"{cls.__name__}: needs {sorted(unknown)}, which no model computes; choose from "
+                f"{', '.join(FIELDS_OF_NEED)}"
+            )
+        if cls.couples_batch and set(cls.needs) != {"embedding"}:
+            raise ValueError(
+                f"{cls.__name__}: needs {sorted(cls.needs)}, and an objective that couples the batch sees embeddings "
+                "alone; set needs to frozenset({'embedding'})"
+            )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_class(cls, values: Any) -> Any:
+        stated = not isinstance(values, dict) or "type" in values or cls.model_fields["type"].default
+        return values if stated else {**values, "type": cls.__name__}
 
     def loss_B(self, inputs: ObjectiveInputs) -> Tensor:  # noqa: N802 - the suffix is the shape
         """The loss of each query, (B,); inputs are float32 or float64 and autocast is off."""

@@ -6,6 +6,7 @@ order of ``passage_BPD.flatten(0, 1)``.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -122,10 +123,24 @@ def mean_over_pairs(loss_BPP: Tensor, positive_BP: Tensor, negative_BP: Tensor) 
     return mean_where(loss_BPP, positive_BP[:, :, None] & negative_BP[:, None, :], dim=(1, 2))
 
 
-def dpo_loss(logp_BP: Tensor, ref_logp_BP: Tensor, positive_BP: Tensor, negative_BP: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(beta * margin of log-ratios) over every pair, (B,) (Rafailov et al. 2023, equation 7)."""
-    margin_BPP = pairwise_margin(logp_BP - ref_logp_BP)
-    return mean_over_pairs(-torch.nn.functional.logsigmoid(beta * margin_BPP), positive_BP, negative_BP)
+def logistic_loss(logit: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """-log sigmoid(logit), elementwise; with e = ``label_smoothing`` (1 - e) of it and e of that of the wrong label."""
+    logsigmoid = torch.nn.functional.logsigmoid
+    if not label_smoothing:
+        return -logsigmoid(logit)
+    return -(1 - label_smoothing) * logsigmoid(logit) - label_smoothing * logsigmoid(-logit)
+
+
+def log_odds(logp: Tensor) -> Tensor:
+    """log(P / (1 - P)) from log P <= 0, elementwise, with finite values and gradients.
+
+    P = 1, whose odds are infinite, counts as the largest number below 1 that the dtype tells from 1.
+    """
+    # only the value is moved: a clamped one would have no gradient, and a passage at P = 1 could never leave it
+    logp = logp - (logp + torch.finfo(logp.dtype).eps).clamp(min=0).detach()
+    # log(1 - P): of the two forms each keeps its digits on one side of P = 1/2
+    rest = torch.where(logp < -math.log(2), torch.log1p(-logp.exp()), torch.log(-torch.expm1(logp)))
+    return logp - rest
 
 
 def kl_divergence(log_p_BP: Tensor, log_q_BP: Tensor, mask_BP: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from ullme.types import Batch, Texts
+from ullme.types import IGNORED, Batch, MaskedTexts, Texts
 
 
 def random_texts(generator: torch.Generator, lengths: list[int], skip: list[int] | None = None) -> Texts:
@@ -14,8 +16,19 @@ def random_texts(generator: torch.Generator, lengths: list[int], skip: list[int]
     )
 
 
+def random_masked(generator: torch.Generator, lengths: list[int]) -> MaskedTexts:
+    """Texts of which every third token, but no first one, is hidden behind token 5."""
+    texts = random_texts(generator, lengths)
+    hidden_X = torch.cat([torch.arange(n) % 3 == 1 for n in lengths])
+    target_X = texts.ids_X.masked_fill(~hidden_X, IGNORED)
+    return MaskedTexts(replace(texts, ids_X=texts.ids_X.masked_fill(hidden_X, 5)), target_X)
+
+
 def random_batch(queries: int, passages: int, seed: int, generation: bool = False, ragged: bool = False) -> Batch:
-    """A batch of unequal texts; ``ragged`` takes the last passages of every second query away."""
+    """A batch of unequal texts; ``ragged`` takes the last passages of every second query away.
+
+    ``generation`` adds all that any objective may need: generation texts, masked texts, a teacher's scores.
+    """
     g = torch.Generator().manual_seed(seed)
     count = queries * passages
     mask_BP = torch.ones(queries, passages, dtype=torch.bool)
@@ -38,4 +51,6 @@ def random_batch(queries: int, passages: int, seed: int, generation: bool = Fals
         query_key_B=torch.arange(queries) + 1_000,
         passage_key_BP=torch.arange(count).view(queries, passages),
         row_ids=tuple(f"row:{b}" for b in range(queries)),
+        masked=random_masked(g, torch.randint(3, 9, (queries,), generator=g).tolist()) if generation else None,
+        teacher_BP=torch.randn(queries, passages, generator=g).masked_fill(~mask_BP, 0.0) if generation else None,
     )

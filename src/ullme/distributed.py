@@ -89,7 +89,7 @@ def gather_texts(texts: Texts, query_key_B: Tensor, passage_key_BP: Tensor) -> t
     """
     queries, passages = passage_key_BP.shape
     missing = (0, global_max(passages, query_key_B.device) - passages)
-    lengths_BP, skip_BP = (pad(value_N.view(queries, -1), missing) for value_N in (texts.lengths_N, texts.skip_N))
+    lengths_BP, skip_BP = (pad(value_N.view(queries, passages), missing) for value_N in (texts.lengths_N, texts.skip_N))
     whole_B, own = gather_rows(query_key_B)
     lengths_N, skip_N = (gather_rows(value_BP)[0].flatten() for value_BP in (lengths_BP, skip_BP))
     ids_X, _ = gather_rows(texts.ids_X)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.batches import random_batch
@@ -14,10 +16,11 @@ from tests.parity.float64 import in_float64
 from tests.parity.oracle import embed_of, forward_of, gradients, measure_of
 from tests.tiny import tiny_ullme
 from tests.unit.training import pairs, trainer, weights
+from ullme.data import with_mismatched
 from ullme.gradcache import gradcache_step
 from ullme.models import ULLME
 from ullme.objectives import PRESETS, named
-from ullme.types import Batch
+from ullme.types import Batch, MaskedTexts, Texts
 
 #: Queries of each rank, passages per query of each rank, tokens of a chunk.
 CASES = {
@@ -48,15 +51,14 @@ def _narrowed(batch: Batch, passages: int) -> Batch:
     """The first passages of each query."""
     width = batch.passage_mask_BP.shape[1]
     kept = [b * width + p for b in range(len(batch)) for p in range(passages)]
-    return Batch(
-        query=batch.query,
+    return replace(
+        batch,
         passage=batch.passage.rows(kept),
         generation=batch.generation.rows(kept),
         passage_mask_BP=batch.passage_mask_BP[:, :passages],
         positive_mask_BP=batch.positive_mask_BP[:, :passages],
-        query_key_B=batch.query_key_B,
         passage_key_BP=batch.passage_key_BP[:, :passages],
-        row_ids=batch.row_ids,
+        teacher_BP=batch.teacher_BP[:, :passages],
     )
 
 
@@ -88,11 +90,13 @@ def worker(rank: int, world: int, port: int, folder: Path) -> None:
     model = DistributedDataParallel(bare, find_unused_parameters=True)
     found = {}
     for case, (_, _, chunk_tokens) in CASES.items():
-        batch = rank_batches(case)[rank]
+        batch = with_mismatched(rank_batches(case)[rank])
         for preset in PRESETS:
-            result = _step(model, batch, preset, chunk_tokens, no_sync=model.no_sync, gradient_scale=world)
+            result = _step(
+                model, with_mismatched(batch), preset, chunk_tokens, no_sync=model.no_sync, gradient_scale=world
+            )
             found[case, preset] = gradients(bare), float(result.total), result.chunks
-            assert result.loss_B["contrastive"].shape == (len(batch),)
+            assert all(loss_B.shape == (len(batch),) for loss_B in result.loss_B.values())
     run = trainer(folder / "ddp", _fresh(folder), "grl", **RUN)
     found["run"] = train(run)
     found["wrapper"] = type(run.wrapped_while_training).__name__
@@ -130,7 +134,7 @@ def one_process(folder: Path):
     """The same on one process, the global batch at once."""
     model, found = model_of(folder), {}
     for case in CASES:
-        batch = joined(rank_batches(case))
+        batch = with_mismatched(joined(rank_batches(case)))
         for preset in PRESETS:
             result = _step(model, batch, preset, None)
             found[case, preset] = gradients(model), float(result.total)
@@ -141,10 +145,6 @@ def one_process(folder: Path):
 
 def joined(parts: list[Batch]) -> Batch:
     """The global batch of the ranks' shares, absent passages filling the narrower ones."""
-    from torch.nn.functional import pad
-
-    from ullme.types import Texts
-
     parts = [part for part in parts if len(part)]
     width = max(part.passage_mask_BP.shape[1] for part in parts)
 
@@ -161,6 +161,7 @@ def joined(parts: list[Batch]) -> Batch:
         tensors = [getattr(part, name) for part in parts]
         return torch.cat([pad(t, (0, width - t.shape[1]), value=value) if t.dim() == 2 else t for t in tensors])
 
+    masked = [part.masked for part in parts]
     return Batch(
         query=together([part.query for part in parts]),
         passage=together([widened(part.passage, part) for part in parts]),
@@ -170,4 +171,6 @@ def joined(parts: list[Batch]) -> Batch:
         query_key_B=stacked("query_key_B"),
         passage_key_BP=stacked("passage_key_BP", -1),
         row_ids=tuple(row for part in parts for row in part.row_ids),
+        masked=MaskedTexts(together([m.texts for m in masked]), torch.cat([m.target_X for m in masked])),
+        teacher_BP=stacked("teacher_BP"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,15 @@ def step_gradient(
     return gradients(model), float(result.total), result.chunks
 
 
+def totals(model: nn.Module, batch: Batch, objective: Objective) -> Tensor | None:
+    """The sums over the batch that enter an objective, from one pass over all of it."""
+    measure = measure_of(model, (objective,))
+    if measure is None:
+        return None
+    with torch.no_grad():
+        return objective.sums_BS(measure(batch)).double().sum(0)
+
+
 def whole_gradient(
     model: nn.Module, batch: Batch, preset: str, parts: list[tuple[Batch, Tensor]] | None = None
 ) -> tuple[dict[str, Tensor], float]:
@@ -72,13 +82,13 @@ def whole_gradient(
     for part, state in parts or [(batch, torch.get_rng_state())]:
         torch.set_rng_state(state)
         pieces.append(forward(part))
-    tensors = ("query_BD", "passage_BPD", "logp_BP", "ref_logp_BP", "tokens_BP")
+    tensors = ("query_BD", "passage_BPD", "logp_BP", "ref_logp_BP", "tokens_BP", "masked_logp_B", "masked_tokens_B")
     joined = {
         name: torch.cat([getattr(piece, name) for piece in pieces])
         for name in tensors
         if getattr(pieces[0], name) is not None
     }
     inputs = ObjectiveInputs.of(batch, **joined)
-    total = sum(objective.weight * objective(inputs).mean() for objective in objectives)
+    total = sum(o.weight * o(replace(inputs, totals_S=totals(model, batch, o))).mean() for o in objectives)
     total.backward()
     return gradients(model), float(total.detach())

@@ -11,12 +11,18 @@ from tests.batches import random_batch
 from tests.parity.float64 import in_float64
 from tests.parity.oracle import forward_of, relative_error, step_gradient, whole_gradient
 from tests.tiny import tiny_ullme
+from ullme.data import with_mismatched
 from ullme.objectives import PRESETS
-from ullme.types import Texts
+from ullme.types import Batch, Texts
 
 NO_DROPOUT = {"gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}, "mistral": {"sliding_window": 4}}
 MODELS = ["llama", "gemma3_text", "gpt2", "mistral"]
 ONE_QUERY = 1
+
+
+def full_batch(queries: int, passages: int, seed: int, ragged: bool = False) -> Batch:
+    """A batch with all that any preset needs."""
+    return with_mismatched(random_batch(queries, passages, seed, generation=True, ragged=ragged))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +46,7 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("model_type", MODELS)
 def test_gradient_does_not_depend_on_chunk_size(models, model_type, preset):
     model = models(model_type)
-    batch = random_batch(6, 4, seed=3, generation=True, ragged=True)
+    batch = full_batch(6, 4, seed=3, ragged=True)
     right, loss = whole_gradient(model, batch, preset)
     seen = set()
     for budget in (ONE_QUERY, 150, 300, None):
@@ -54,7 +60,7 @@ def test_gradient_does_not_depend_on_chunk_size(models, model_type, preset):
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_gradient_does_not_depend_on_chunk_size_without_adapter(models, model_type):
     model = models(model_type, lora=False)
-    batch = random_batch(5, 3, seed=4, generation=True)
+    batch = full_batch(5, 3, seed=4)
     right, _ = whole_gradient(model, batch, "grl_sft")
     for budget in (ONE_QUERY, 200, None):
         assert relative_error(step_gradient(model, batch, "grl_sft", budget)[0], right) < 1e-9
@@ -63,7 +69,7 @@ def test_gradient_does_not_depend_on_chunk_size_without_adapter(models, model_ty
 @pytest.mark.parametrize("model_type", MODELS)
 def test_gradient_does_not_depend_on_padding_side(models, model_type, monkeypatch):
     model = models(model_type)
-    batch = random_batch(5, 3, seed=5, generation=True)
+    batch = full_batch(5, 3, seed=5)
     right, _ = whole_gradient(model, batch, "grl")
     monkeypatch.setattr(Texts, "pad", partialmethod(Texts.pad, side="left"))
     for budget in (ONE_QUERY, 200, None):
@@ -75,7 +81,7 @@ def test_gradient_does_not_depend_on_padding_side(models, model_type, monkeypatc
 def test_replay_repeats_the_dropout_of_the_first_pass(models, model_type, preset):
     """Oracle: the same chunks under the same RNG states, graphs kept, one backward."""
     model = models(model_type, dropout=0.3)
-    batch = random_batch(6, 3, seed=6, generation=True, ragged=True)
+    batch = full_batch(6, 3, seed=6, ragged=True)
     forward = forward_of(model, PRESETS[preset])
     for budget in (ONE_QUERY, 200, None):
         parts = []
@@ -93,7 +99,7 @@ def test_replay_repeats_the_dropout_of_the_first_pass(models, model_type, preset
 
 def test_dropout_changes_the_gradient_so_the_oracle_above_sees_it(models):
     model = models("llama", dropout=0.3)
-    batch = random_batch(6, 3, seed=6, generation=True)
+    batch = full_batch(6, 3, seed=6)
     torch.manual_seed(1)
     first, _, _ = step_gradient(model, batch, "grl", ONE_QUERY)
     second, _, _ = step_gradient(model, batch, "grl", ONE_QUERY)
@@ -104,7 +110,7 @@ def test_dropout_changes_the_gradient_so_the_oracle_above_sees_it(models):
 @pytest.mark.parametrize("model_type", MODELS)
 def test_activation_checkpointing_changes_nothing(models, model_type, dropout):
     model = models(model_type, dropout)
-    batch = random_batch(4, 3, seed=7, generation=True)
+    batch = full_batch(4, 3, seed=7)
     torch.manual_seed(2)
     right, _, _ = step_gradient(model, batch, "grl", 150)
     model.gradient_checkpointing_enable()
@@ -119,7 +125,7 @@ def test_activation_checkpointing_changes_nothing(models, model_type, dropout):
 def test_the_step_leaves_batch_and_random_state_as_its_chunks_demand(models):
     """However many chunks: the batch is untouched, and the generator advances by the chunk seeds alone."""
     model = models("llama", dropout=0.3)
-    batch = random_batch(4, 3, seed=8, generation=True)
+    batch = full_batch(4, 3, seed=8)
     before = batch.query.ids_X.clone(), batch.passage_mask_BP.clone()
     torch.manual_seed(5)
     step_gradient(model, batch, "grl", ONE_QUERY)

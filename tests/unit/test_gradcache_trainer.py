@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.training import pairs, tiny_model, weights
 from ullme.data import PairCollator, train_loader
-from ullme.objectives import PRESETS, Contrastive
+from ullme.objectives import DPO, KL, OBJECTIVES, PRESETS, Contrastive
 from ullme.trainer import GradCacheTrainer
 
 
@@ -23,11 +23,26 @@ def loader(model, batch_size: int = 6, generation: bool = True):
 def test_the_listings_keywords_are_the_papers_presets(tmp_path):
     grl = facade(tmp_path, con_loss_type="NTXentLoss", gen_loss_type="dpo", use_kl_loss=True)
     assert grl.objectives == PRESETS["grl"]
-    assert facade(tmp_path, gen_loss_type="sft", use_kl_loss=True).objectives == PRESETS["grl_sft"]
+    for name in ("sft", "kto", "cpo"):
+        assert facade(tmp_path, gen_loss_type=name, use_kl_loss=True).objectives == PRESETS[f"grl_{name}"]
     assert facade(tmp_path).objectives == PRESETS["contrastive"]
     assert facade(tmp_path, gen_loss_type="sigmoid", use_kl_loss=True).objectives == PRESETS["grl"]
     own = facade(tmp_path, con_loss_type="SupConLoss", temperature=0.1, contrastive={"symmetric": True})
     assert own.objectives == (Contrastive(loss="SupConLoss", temperature=0.1, symmetric=True),)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "ipo", "hinge", "kto", "cpo", "simpo", "orpo"])
+def test_every_generation_loss_has_its_own_defaults_and_takes_options(tmp_path, name):
+    kind = OBJECTIVES[name]
+    assert facade(tmp_path, gen_loss_type=name).objectives[1] == kind(weight=0.5)
+    if "beta" in kind.model_fields:
+        assert facade(tmp_path, gen_loss_type=name, beta=0.7).objectives[1] == kind(weight=0.5, beta=0.7)
+
+
+def test_further_options_reach_the_generation_loss_and_the_kl(tmp_path):
+    options = {"beta": 0.3, "generation": {"label_smoothing": 0.1}, "kl": {"direction": "gen||rt"}}
+    found = facade(tmp_path, con_loss_type=None, gen_loss_type="dpo", use_kl_loss=True, **options)
+    assert found.objectives == (DPO(weight=0.5, beta=0.3, label_smoothing=0.1), KL(direction="gen||rt"))
 
 
 @pytest.mark.parametrize(
@@ -35,14 +50,21 @@ def test_the_listings_keywords_are_the_papers_presets(tmp_path):
     [
         ({"con_loss_type": "NTXent_Loss"}, "con_loss_type: 'NTXent_Loss' is not available; did you mean 'NTXentLoss'"),
         ({"gen_loss_type": "DPO"}, "gen_loss_type: 'DPO' is not available; did you mean 'dpo'"),
-        ({"gen_loss_type": "kto"}, "gen_loss_type: 'kto' is not available; .*choose from sft, dpo"),
+        ({"gen_loss_type": "kto_pair"}, "gen_loss_type: 'kto_pair' is not available; did you mean 'kto'"),
+        ({"gen_loss_type": "dpo", "generation": {"betta": 1}}, "key of dpo: 'betta' is unknown; did you mean 'beta'"),
+        ({"gen_loss_type": "dpo", "beta": -1.0}, r"dpo.beta: .*greater than 0 \(got -1.0\)"),
+        ({"gen_loss_type": "sft", "beta": 0.1}, "key of sft: 'beta' is unknown"),
+        ({"contrastive": {"temperatur": 1}}, "key of contrastive: 'temperatur' is unknown; did you mean 'temperature'"),
+        ({"generation": {"beta": 1}}, r"gen_loss_type: is off, yet there are options of its loss \(beta\)"),
+        ({"kl": {"direction": "rt||gen"}}, "use_kl_loss: is off"),
         ({"learning_rat": 1e-4}, "'learning_rat' is unknown; did you mean 'learning_rate'"),
         ({"con_loss_type": None}, "leaves nothing to train"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest_right_one(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         facade(tmp_path, **options)
+    assert "\n" not in str(caught.value)
 
 
 def test_repeated_epochs_keep_optimizer_schedule_steps_and_logs(tmp_path):

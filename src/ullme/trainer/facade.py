@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers.trainer_utils import TrainOutput
 
 from ullme.models import ULLME
-from ullme.objectives import DPO, KL, SFT, Contrastive, Objective
+from ullme.objectives import Objective, objectives_from
 from ullme.objectives.contrastive import LOSS_ALIASES
 from ullme.trainer.arguments import training_arguments
 from ullme.trainer.embedding import CHUNK_TOKENS, EmbeddingTrainer
 from ullme.types import Batch
 
-#: The paper's names of generation losses; its public code calls DPO "sigmoid".
-GENERATION_LOSSES: dict[str, type[Objective]] = {"sft": SFT, "dpo": DPO, "sigmoid": DPO}
+#: The names of generation losses and the objectives' own; TRL and the paper's public code call DPO "sigmoid".
+GENERATION_LOSSES: dict[str, str] = {
+    **{name: name for name in ("sft", "dpo", "ipo", "hinge", "kto", "cpo", "simpo", "orpo")},
+    "sigmoid": "dpo",
+}
 CONTRASTIVE_LOSSES = ("NTXentLoss", "SupConLoss", *LOSS_ALIASES)
 
 
@@ -25,14 +28,17 @@ class GradCacheTrainer:
 
     Args:
         con_loss_type: ``NTXentLoss`` (also ``InfoNCE``), ``SupConLoss``, or None.
-        gen_loss_type: ``dpo``, ``sft``, or None.
+        gen_loss_type: ``sft``, ``dpo`` (also ``sigmoid``), ``ipo``, ``hinge``, ``kto``, ``cpo``, ``simpo``, ``orpo``;
+            or None.
         use_kl_loss: align the query's passages' scores in the two spaces.
         con_loss_weight: lambda of the contrastive loss.
         gen_loss_weight: lambda of the generation loss.
         kl_loss_weight: lambda of the KL loss.
         temperature: of the contrastive loss.
-        beta: of DPO.
+        beta: of the generation loss; None takes its own default, 0.1 for DPO.
         contrastive: further options of :class:`ullme.objectives.Contrastive`.
+        generation: further options of the generation loss, such as ``{"label_smoothing": 0.1}``.
+        kl: further options of :class:`ullme.objectives.KL`.
         chunk_tokens: tokens of one forward pass; the gradient does not depend on it.
         num_epochs: calls of ``fit_epoch`` that the learning-rate schedule spans; None keeps the rate constant (after
             any warm-up), since the number of calls is then unknown.
@@ -40,7 +46,8 @@ class GradCacheTrainer:
         **arguments: any of ``transformers.TrainingArguments``; nothing is saved unless ``save_strategy`` says so.
 
     Raises:
-        ValueError: a name is unknown; the message offers the nearest right one.
+        ValueError: a name is unknown (the message offers the nearest right one), a value does not fit, or there are
+            options of a loss that is not asked for.
     """
 
     def __init__(
@@ -53,27 +60,29 @@ class GradCacheTrainer:
         gen_loss_weight: float = 0.5,
         kl_loss_weight: float = 1.0,
         temperature: float = 0.05,
-        beta: float = 0.1,
-        contrastive: dict[str, Any] | None = None,
+        beta: float | None = None,
+        contrastive: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
+        kl: Mapping[str, Any] | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
         num_epochs: int | None = None,
         output_dir: str = "ullme_output",
         **arguments: Any,
     ) -> None:
-        terms: list[Objective] = []
         if con_loss_type is not None:
             _require("con_loss_type", con_loss_type, CONTRASTIVE_LOSSES)
-            options = {"loss": con_loss_type, "temperature": temperature, **(contrastive or {})}
-            terms.append(Contrastive(weight=con_loss_weight, **options))
         if gen_loss_type is not None:
-            kind = GENERATION_LOSSES[_require("gen_loss_type", gen_loss_type, GENERATION_LOSSES)]
-            options = {"beta": beta} if "beta" in kind.model_fields else {}
-            terms.append(kind(weight=gen_loss_weight, **options))
-        if use_kl_loss:
-            terms.append(KL(weight=kl_loss_weight))
-        if not terms:
+            gen_loss_type = GENERATION_LOSSES[_require("gen_loss_type", gen_loss_type, GENERATION_LOSSES)]
+        own = {"loss": con_loss_type, "temperature": temperature} if con_loss_type else {}
+        of_contrastive = {**own, **(contrastive or {})}
+        of_generation = {**({} if beta is None else {"beta": beta}), **(generation or {})}
+        self.objectives = (
+            *_term("con_loss_type", "contrastive" if con_loss_type else None, con_loss_weight, of_contrastive),
+            *_term("gen_loss_type", gen_loss_type, gen_loss_weight, of_generation),
+            *_term("use_kl_loss", "kl" if use_kl_loss else None, kl_loss_weight, kl or {}),
+        )
+        if not self.objectives:
             raise ValueError("con_loss_type: None leaves nothing to train; give it, gen_loss_type or use_kl_loss")
-        self.objectives = tuple(terms)
         self.chunk_tokens, self.num_epochs = chunk_tokens, num_epochs
         schedule = "constant_with_warmup" if num_epochs is None else "linear"
         defaults = {"save_strategy": "no", "lr_scheduler_type": schedule}
@@ -99,10 +108,23 @@ class GradCacheTrainer:
         return output
 
 
+def _term(field: str, kind: str | None, weight: float, options: Mapping[str, Any]) -> tuple[Objective, ...]:
+    """The objective of this kind with these options; none for None, which must not come with options."""
+    if kind is not None:
+        return objectives_from({"type": kind, "weight": weight, **options})
+    if options:
+        raise ValueError(
+            f"{field}: is off, yet there are options of its loss ({', '.join(options)}); set it or drop them"
+        )
+    return ()
+
+
 def _require(field: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     if name in known:
         return name
-    near = difflib.get_close_matches(name.lower(), known, n=1) or difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5) or difflib.get_close_matches(
+        name, known, n=1
+    )
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"{field}: {name!r} is not available; {hint}choose from {', '.join(known)}")

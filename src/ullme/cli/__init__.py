@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _quiet_libraries()
+    _look_for_modules_here()
     try:
         code = app(args=arguments, prog_name="ullme", standalone_mode=False) or 0
     except KeyboardInterrupt:
@@ -89,6 +90,16 @@ def _resume_hint(arguments: Sequence[str]) -> str:
 
 def _command_names() -> list[str]:
     return [command.name for command in app.registered_commands if command.name]
+
+
+def _look_for_modules_here() -> None:
+    """Let import paths name modules of the working directory, unless Python was told not to (``-P``).
+
+    It comes last: a file there takes no library's place.
+    """
+    here = os.getcwd()
+    if here not in sys.path and not getattr(sys.flags, "safe_path", False):
+        sys.path.append(here)
 
 
 def _quiet_libraries() -> None:

@@ -11,7 +11,9 @@ Model = Annotated[
     typer.Argument(help="A folder saved by ullme, a hub name, a local model folder, a GGUF file or a packaged model."),
 ]
 Attention = Annotated[str | None, typer.Option(help="bidirectional or causal; default: the model's own.")]
-Pooling = Annotated[str | None, typer.Option(help="mean, weightedmean, cls, lasttoken or latent.")]
+Pooling = Annotated[
+    str | None, typer.Option(help="mean, weightedmean, cls, lasttoken, latent or an import path module:name.")
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens of one text at most.")]
 Device = Annotated[str | None, typer.Option(help="For instance cpu, cuda or cuda:1; default: a GPU if there is one.")]

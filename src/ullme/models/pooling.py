@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from ullme.extension import imported, imported_class, imported_function, is_import_path, require_arguments
+
 Pooler = Callable[[Tensor, Tensor, Tensor], Tensor]
+_ARGUMENTS = ("hidden_NTD", "mask_NT", "pooled_NT")
 
 
 def mean(hidden_NTD: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
@@ -61,12 +65,29 @@ class LatentAttention(nn.Module):
 
 
 class Pooling(nn.Module):
-    """The pooling of a model, by name; in float32 at least, whatever the backbone's dtype or autocast."""
+    """The pooling of a model, by name; in float32 at least, whatever the backbone's dtype or autocast.
+
+    Args:
+        name: a name of ``POOLERS``, ``latent``, or the import path of a function with their arguments, or of a module
+            whose forward has them and that is constructed with the width.
+        width: the width D of a hidden state.
+
+    Raises:
+        ValueError: an import path leads to something else.
+    """
 
     def __init__(self, name: str, width: int) -> None:
         super().__init__()
         self.name = name
         self.latent = LatentAttention(width) if name == "latent" else None
+        outside = outside_pooler(name) if is_import_path(name) else None
+        self.outside = outside(width) if isinstance(outside, type) else None
+        self._function = None if isinstance(outside, type) else outside
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a checkpoint must hold something of this pooling."""
+        return bool(self.state_dict())
 
     def forward(self, hidden_NTD: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
         """Embeddings (N, D) from hidden states (N, T, D).
@@ -75,12 +96,36 @@ class Pooling(nn.Module):
             hidden_NTD: last hidden states of the backbone.
             mask_NT: 1 on real tokens, 0 on padding of either side.
             pooled_NT: True on the tokens that count, a subset of the mask with at least one token per text.
+
+        Raises:
+            ValueError: a pooling from outside gives something else than (N, D).
         """
         with torch.autocast(hidden_NTD.device.type, enabled=False):
             if hidden_NTD.dtype in (torch.bfloat16, torch.float16):
                 hidden_NTD = hidden_NTD.float()
-            pool = self.latent if self.latent is not None else POOLERS[self.name]
-            return pool(hidden_NTD, mask_NT, pooled_NT)
+            learned = self.latent if self.latent is not None else self.outside
+            pool = learned if learned is not None else self._function or POOLERS[self.name]
+            rep_ND = pool(hidden_NTD, mask_NT, pooled_NT)
+        if rep_ND.shape != hidden_NTD[:, 0].shape:
+            raise ValueError(
+                f"pooling: {self.name!r} gives {tuple(rep_ND.shape)} for hidden states {tuple(hidden_NTD.shape)}; "
+                f"return {tuple(hidden_NTD[:, 0].shape)}, one embedding per text"
+            )
+        return rep_ND
+
+
+def outside_pooler(path: str) -> Pooler | type[nn.Module]:
+    """The function, or class of module, that pools and stands at this import path.
+
+    Raises:
+        ValueError: there is nothing, or something else.
+    """
+    if not inspect.isclass(imported(path, "pooling")):
+        return imported_function(path, "pooling", _ARGUMENTS)
+    module = imported_class(path, "pooling", nn.Module)
+    require_arguments(module, f"pooling: {path!r}", ("width",))
+    require_arguments(module.forward, f"pooling: forward of {path!r}", ("self", *_ARGUMENTS))
+    return module
 
 
 def _weighted(hidden_NTD: Tensor, weight_NT: Tensor) -> Tensor:

@@ -7,13 +7,18 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from ullme.extension import is_import_path
+from ullme.models.pooling import POOLERS, outside_pooler
 from ullme.prompts import GENERATION_TEMPLATE, TextTokenizer
 
-POOLINGS = ("mean", "weightedmean", "cls", "lasttoken", "latent")
+POOLINGS = (*POOLERS, "latent")
 ATTENTIONS = ("bidirectional", "causal")
 WINDOWS = ("window", "full")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 QUANTIZATIONS = (None, "4bit", "8bit")
+
+#: Settings that are lists in JSON and YAML.
+_TUPLES = ("lora_target_modules", "merged_adapters")
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,18 @@ class ModelSettings:
         lora_alpha: the adapter's scale is ``lora_alpha / lora_r``.
         lora_dropout: dropout on the adapter's input.
         lora_target_modules: peft's module names, or ``"all-linear"`` for every linear layer but the LM head.
-        adapter_path: folder of an existing peft adapter to start from.
-        pooling: ``mean``, ``weightedmean``, ``cls`` (first token), ``lasttoken`` or ``latent``.
+        adapter_path: folder of an existing peft adapter to start from: the same adapter is trained further.
+        merged_adapters: folders of earlier stages' adapters, checkpoints of ours or plain peft ones, merged into the
+            weights in this order; a new adapter starts on top of them. The original LLM is then gone from memory.
+        pooling: ``mean``, ``weightedmean``, ``cls`` (first token), ``lasttoken``, ``latent``, or the import path
+            ``module:name`` of a function or module outside ullme.
         attention: attention of embeddings, ``bidirectional`` or ``causal``; generation is always causal.
         window: sliding-window and chunked layers under bidirectional attention keep their ``window``, to both sides, or
             see the ``full`` text.
         dtype: dtype of the backbone; adapters, pooling and embeddings are float32 at least.
         device_map: passed to Transformers; None loads on the CPU.
         attn_implementation: passed to Transformers.
+        attention_dropout: dropout of attention weights, in training only; None leaves it to the model's config.
         quantization: ``4bit`` or ``8bit`` through bitsandbytes, on a GPU.
         gguf_file: name of a GGUF file inside ``model_name_or_path``.
         revision: revision of a hub model.
@@ -57,12 +66,14 @@ class ModelSettings:
     lora_dropout: float = 0.0
     lora_target_modules: str | tuple[str, ...] = "all-linear"
     adapter_path: str | None = None
+    merged_adapters: tuple[str, ...] = ()
     pooling: str = "mean"
     attention: str = "bidirectional"
     window: Literal["window", "full"] = "window"
     dtype: str = "float32"
     device_map: Any = None
     attn_implementation: str | None = None
+    attention_dropout: float | None = None
     quantization: str | None = None
     gguf_file: str | None = None
     revision: str | None = None
@@ -79,7 +90,10 @@ class ModelSettings:
         """Refuse values that cannot work, naming the field and the cure."""
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path: is empty; give a hub name, a local folder or a GGUF file")
-        require_choice("pooling", self.pooling, POOLINGS)
+        if is_import_path(self.pooling):
+            outside_pooler(self.pooling)
+        else:
+            require_choice("pooling", self.pooling, POOLINGS)
         require_choice("attention", self.attention, ATTENTIONS)
         require_choice("window", self.window, WINDOWS)
         require_choice("dtype", self.dtype, DTYPES)
@@ -87,8 +101,14 @@ class ModelSettings:
         for name in ("lora_r", "lora_alpha", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive; give a whole number from 1")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout: {self.lora_dropout} is no probability; give a number from 0 to below 1")
+        for name in ("lora_dropout", "attention_dropout"):
+            if not 0 <= (getattr(self, name) or 0.0) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is no probability; give a number from 0 to below 1")
+        if self.merged_adapters and self.quantization:
+            raise ValueError(
+                f"merged_adapters: cannot be merged into weights of {self.quantization}, whose rounding would swallow "
+                "them; leave out quantization, or train the earlier adapter further with adapter_path"
+            )
         if self.lora_name and self.adapter_path:
             raise ValueError(
                 f"adapter_path: {self.adapter_path!r} and lora_name {self.lora_name!r} exclude each other; "
@@ -117,10 +137,8 @@ class ModelSettings:
         known = [f.name for f in fields(cls)]
         for key in values:
             require_choice(f"{origin}: key", key, known)
-        targets = values.get("lora_target_modules")
-        if isinstance(targets, list):
-            values = {**values, "lora_target_modules": tuple(targets)}
-        return cls(**values)
+        lists = {name: tuple(v) for name, v in values.items() if name in _TUPLES and isinstance(v, list)}
+        return cls(**{**values, **lists})
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

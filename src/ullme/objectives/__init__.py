@@ -72,7 +72,7 @@ PRESETS: dict[str, tuple[Objective, ...]] = {
 
 
 def objectives_from(value: str | Objective | Mapping[str, Any] | Iterable[Any]) -> tuple[Objective, ...]:
-    """Objectives from a preset's name, a class's import path, an objective, a mapping with ``type``, or a list of these.
+    """Objectives from a preset's name, a class's import path, an objective, a mapping with ``type``, or a list of them.
 
     Raises:
         ValueError: a name or key is unknown (the message offers the nearest), or a value does not fit.

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ullme.models.dropout import set_attention_dropout
+from ullme.models.merging import require_adapters
 from ullme.models.packaged import PACKAGED_MODELS, converted, packaged_gguf
 from ullme.models.settings import ModelSettings
 
@@ -38,10 +40,11 @@ def resolve(settings: ModelSettings) -> str:
 
 
 def load_config(settings: ModelSettings, source: str) -> Any:
-    """The backbone's config, checked against ``model_backbone_type``; no weights are read.
+    """The backbone's config with the settings' dropout, checked against ``model_backbone_type``; no weights are read.
 
     Raises:
-        ValueError: no model is found, or it is of another type (the message names the right one).
+        ValueError: no model is found, it is of another type (the message names the right one), or its attention has
+            no dropout that could be set.
     """
     try:
         config = AutoConfig.from_pretrained(
@@ -54,6 +57,8 @@ def load_config(settings: ModelSettings, source: str) -> Any:
             f"model {source!r} cannot be loaded: {hint}it is neither a folder with a readable config.json, nor a "
             f"packaged model ({', '.join(PACKAGED_MODELS)}), nor found on the hub from here ({_first_line(error)})"
         ) from error
+    if settings.attention_dropout is not None:
+        set_attention_dropout(config, settings.attention_dropout)
     stated = settings.model_backbone_type
     if stated is not None and stated != config.model_type:
         raise ValueError(
@@ -66,10 +71,11 @@ def load_causal_lm(settings: ModelSettings, source: str, config: Any) -> PreTrai
     """The causal LM with all of its weights.
 
     Raises:
-        ValueError: the architecture is no causal LM, weights are missing or damaged, or quantised loading is not
-            possible on this machine.
+        ValueError: the architecture is no causal LM, weights (those of adapters to be merged, too) are missing or
+            damaged, or quantised loading is not possible on this machine.
     """
     quantization_config = _quantization_config(settings)
+    require_adapters(settings.merged_adapters)  # before gigabytes are read
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft import (
     LoraConfig,
@@ -20,6 +21,8 @@ from transformers import PreTrainedModel
 from ullme.models.modes import eval_mode
 from ullme.models.settings import ModelSettings
 from ullme.models.tensors import read_safetensors, require_same_tensors
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def add_adapter(causal_lm: PreTrainedModel, settings: ModelSettings) -> PeftModel | None:
@@ -53,12 +56,12 @@ def load_adapter(causal_lm: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         ValueError: the folder holds no adapter in safetensors, a damaged one, or one for another model.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"adapter {str(folder)!r}: no adapter_config.json there; give a folder saved by ullme or peft")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"adapter {str(folder)!r}: no {ADAPTER_CONFIG} there; give a folder saved by ullme or peft")
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"adapter {str(folder)!r}: adapter_config.json cannot be read ({error})") from error
+        raise ValueError(f"adapter {str(folder)!r}: {ADAPTER_CONFIG} cannot be read ({error})") from error
     config.inference_mode = False
     peft_model = get_peft_model(causal_lm, config)
     load_adapter_weights(peft_model, folder)
@@ -70,6 +73,16 @@ def load_adapter_weights(peft_model: PeftModel, folder: Path) -> None:
     saved = read_safetensors(folder / "adapter_model.safetensors")
     require_same_tensors(f"adapter {str(folder)!r}", saved, get_peft_model_state_dict(peft_model))
     set_peft_model_state_dict(peft_model, saved)
+
+
+def original_tensors(causal_lm: PreTrainedModel, peft_model: PeftModel | None) -> dict[str, Any]:
+    """What is in the original LLM's state, by its own names: adapters inside it are left out."""
+    state = causal_lm.state_dict()
+    if peft_model is None:
+        return state
+    own = (f".{peft_model.base_model.prefix}", ".modules_to_save.")
+    kept = {name: value for name, value in state.items() if not any(part in f".{name}" for part in own)}
+    return {name.replace(".base_layer.", ".").replace(".original_module.", "."): v for name, v in kept.items()}
 
 
 @contextmanager

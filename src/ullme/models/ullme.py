@@ -20,6 +20,7 @@ from ullme.models.inputs import objective_inputs
 from ullme.models.loading import load_causal_lm, load_config, load_tokenizer, resolve
 from ullme.models.logprob import Head, sequence_logp
 from ullme.models.lora import add_adapter
+from ullme.models.merging import merge_adapters
 from ullme.models.pooling import Pooling
 from ullme.models.settings import ModelSettings
 from ullme.models.specs import logits_head
@@ -36,6 +37,7 @@ class ULLME(nn.Module):
     Attributes:
         settings: the arguments, as values.
         causal_lm: the Transformers model, LoRA layers inside it.
+        merged: digests of the earlier stages' adapters in its weights; it is then no longer the original LLM.
         tokenizer: the Hugging Face tokenizer.
         text_tokenizer: the one way from text to token ids, used by training, encoding and evaluation.
         switch: how this architecture is told its attention.
@@ -58,6 +60,7 @@ class ULLME(nn.Module):
         refuse_by_kind(config)  # again part of the probe, but here before gigabytes are read
         self.tokenizer = load_tokenizer(self.settings, source)
         self.causal_lm: PreTrainedModel = load_causal_lm(self.settings, source, config)
+        self.merged = merge_adapters(self.causal_lm, self.settings.merged_adapters)
         self.switch = attention_switch(self.causal_lm, self.settings.window)
         self.embedding_dimension = self._hidden_width()
         # A tuple keeps the same modules as ``causal_lm`` out of the module tree, so that no parameter appears twice.

@@ -61,5 +61,6 @@ def _with_checkpoint(folder: Path, base: str, stated: dict[str, Any]) -> dict[st
                 "leave it out or use another checkpoint"
             )
     del saved["model_backbone_type"]
-    whole = content["base_signature"] is None
-    return {**saved, **stated, "model_name_or_path": str(folder) if whole else base}
+    if content["base_signature"] is None:  # all weights, earlier stages' adapters in them
+        return {**saved, **stated, "model_name_or_path": str(folder), "merged_adapters": ()}
+    return {**saved, **stated, "model_name_or_path": base}

@@ -20,6 +20,7 @@ from ullme.objectives.base import Objective
 from ullme.objectives.contrastive import Contrastive
 from ullme.objectives.kl import KL
 from ullme.objectives.kto import KTO
+from ullme.objectives.mntp import MNTP
 from ullme.objectives.preference import DPO, IPO, Hinge
 from ullme.objectives.reference_free import CPO, ORPO, SimPO
 from ullme.objectives.sft import SFT
@@ -31,6 +32,7 @@ __all__ = [
     "IPO",
     "KL",
     "KTO",
+    "MNTP",
     "OBJECTIVES",
     "ORPO",
     "PRESETS",
@@ -59,15 +61,20 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simpo": SimPO,
     "orpo": ORPO,
     "kl": KL,
+    "mntp": MNTP,
 }
 
-#: The paper's combinations with its weights (section 3: lambda_CL = 1, lambda_DPO = 0.5, lambda_KL = 1).
+#: The paper's combinations with its weights (section 3: lambda_CL = 1, lambda_DPO = 0.5, lambda_KL = 1), and the stages
+#: of LLM2Vec: masked next-token prediction, and unsupervised SimCSE, which is contrast between two dropout masks of the
+#: same text (Gao et al. 2021, section 3) on rows of one text alone.
 PRESETS: dict[str, tuple[Objective, ...]] = {
     "contrastive": (Contrastive(),),
     "grl": (Contrastive(weight=1.0), DPO(weight=0.5), KL(weight=1.0)),
     "grl_sft": (Contrastive(weight=1.0), SFT(weight=0.5), KL(weight=1.0)),
     "grl_kto": (Contrastive(weight=1.0), KTO(weight=0.5), KL(weight=1.0)),
     "grl_cpo": (Contrastive(weight=1.0), CPO(weight=0.5), KL(weight=1.0)),
+    "mntp": (MNTP(),),
+    "simcse": (Contrastive(temperature=0.05, hard_negatives=False),),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from ullme.apps.train import build_loader, load_training_pairs, require_known_tasks, resume_point
+from ullme.apps.train import REFERENCE_FOLDER, build_loader, load_training_pairs, require_known_tasks, resume_point
 from ullme.batching import consecutive_chunks
 from ullme.config import RunConfig
 from ullme.models.loading import load_config, load_tokenizer, resolve
@@ -34,6 +34,14 @@ _GRADIENT_BYTES = 4
 _ACTIVATIONS = 17
 
 
+#: What is said of the source of the original LLM's likelihoods.
+_REFERENCES = {
+    None: "none: no objective compares with the original LLM",
+    "live": "live: the model without its adapter scores every batch once more, without gradient",
+    "precomputed": "precomputed: the original LLM scores every passage once before training, kept in {folder}",
+}
+
+
 @dataclass(frozen=True)
 class Plan:
     """The plan of a run.
@@ -50,6 +58,7 @@ class Plan:
         chunks: chunks of a step: median and largest.
         parameters: weights of the model, all and trainable.
         memory: bytes by purpose; activations are an estimate.
+        reference: whence the original LLM's likelihoods come.
     """
 
     rows: dict[str, int]
@@ -63,6 +72,7 @@ class Plan:
     chunks: tuple[int, int]
     parameters: tuple[int, int]
     memory: dict[str, int]
+    reference: str
 
     def table(self) -> Table:
         """The plan to be read by people."""
@@ -78,6 +88,7 @@ class Plan:
             table.add_row(f"tokens of a {kind}", spread)
         table.add_row("chunks of a step", f"median {self.chunks[0]}, largest {self.chunks[1]}")
         table.add_row("parameters", f"{self.parameters[0]:,}, of which {self.parameters[1]:,} are trained")
+        table.add_row("reference", self.reference)
         for purpose, size in self.memory.items():
             table.add_row(f"memory: {purpose}", _readable(size))
         table.add_row("memory: together", f"{_readable(sum(self.memory.values()))} per device, before any sharding")
@@ -120,6 +131,7 @@ def plan(config: RunConfig) -> Plan:
         chunks=(int(np.median([len(c) for c in cuts])), max(len(c) for c in cuts)),
         parameters=(weights.backbone + weights.added, weights.trained),
         memory=_memory(config, model_config, weights, largest_chunk, max(map(_embeddings, sample))),
+        reference=_REFERENCES[config.reference].format(folder=config.trainer.output_dir / REFERENCE_FOLDER),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from ullme import distributed
@@ -16,11 +17,12 @@ from ullme.data import PairCollator, PairDataset, PairLoader, load_pairs, train_
 from ullme.models import ULLME
 from ullme.objectives import needs_of
 from ullme.prompts import TextTokenizer
-from ullme.trainer import EmbeddingTrainer, EmbeddingTrainingArguments
+from ullme.trainer import EmbeddingTrainer, EmbeddingTrainingArguments, ReferenceTable, compute_reference
 
 RUN_FILE = "run.yaml"
 MODEL_FOLDER = "model"
 SCORES_FILE = "scores.md"
+REFERENCE_FOLDER = "reference"
 
 #: What may differ when a run is resumed: how long, how often and how fast, but not what is learned from what.
 FREE_ON_RESUME = frozenset(
@@ -32,7 +34,7 @@ FREE_ON_RESUME = frozenset(
 )
 
 #: Keys of the trainer section that are ours and no training arguments.
-_OWN_KEYS = {"chunk_tokens", "resume", "eval_steps", "gradient_checkpointing"}
+_OWN_KEYS = {"chunk_tokens", "reference", "resume", "eval_steps", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ class TrainedRun:
 def train(config: RunConfig) -> TrainedRun:
     """Carry out a run, from its last checkpoint if it was interrupted.
 
-    Its folder gets ``run.yaml`` (the resolved run file), checkpoints, logs, the trained model in ``model/`` and, if the
-    run asks for an evaluation, ``scores.md``. All that can be wrong with a run is found before the folder is touched.
+    Its folder gets ``run.yaml`` (the resolved run file), checkpoints, logs, the trained model in ``model/``, if the run
+    asks for an evaluation ``scores.md``, and if it needs them the original LLM's likelihoods in ``reference/``. All
+    that can be wrong with a run is found before the folder is touched.
 
     Raises:
         ValueError: the folder holds something else or another run, or data, model or objectives do not fit.
@@ -66,8 +69,8 @@ def train(config: RunConfig) -> TrainedRun:
     held_out = load_pairs(config.data.eval) if config.data.eval else None
     set_seed(config.trainer.seed)  # a new adapter starts from random numbers
     model = ULLME(**config.model.settings().to_dict())
+    arguments = training_arguments(config)  # joins the other processes, among which the loader shares its rows
     loader = build_loader(config, dataset, model.text_tokenizer)
-    arguments = training_arguments(config)
     folder.mkdir(parents=True, exist_ok=True)
     if distributed.rank() == 0:
         config.save(folder / RUN_FILE)
@@ -78,6 +81,7 @@ def train(config: RunConfig) -> TrainedRun:
         train_loader=loader,
         eval_dataset=held_out,
         data_collator=build_collator(config, model.text_tokenizer) if held_out is not None else None,
+        reference=precomputed_reference(config, model, dataset, held_out, arguments.device),
         chunk_tokens=config.trainer.chunk_tokens,
     )
     trainer.train(resume_from_checkpoint=last)
@@ -126,6 +130,31 @@ def build_loader(config: RunConfig, dataset: PairDataset, tokenizer: TextTokeniz
         one_source=data.one_source,
         unique_texts=data.unique_texts,
         num_workers=trainer.dataloader_num_workers,
+    )
+
+
+def precomputed_reference(
+    config: RunConfig, model: ULLME, dataset: PairDataset, held_out: PairDataset | None, device: torch.device
+) -> ReferenceTable | None:
+    """The original LLM's likelihoods of all that the run reads, if it wants them computed before training.
+
+    The model must be as it was built: a resumed run takes its weights from the checkpoint later.
+
+    Raises:
+        ValueError: what an earlier call left in the run's folder was computed for something else.
+    """
+    if config.reference != "precomputed":
+        return None
+    data, trainer = config.data, config.trainer
+    first_only = data.choice == "first"
+    return compute_reference(
+        model,
+        {"train": dataset} if held_out is None else {"train": dataset, "eval": held_out},
+        trainer.output_dir / REFERENCE_FOLDER,
+        positives_per_query=data.positives_per_query if first_only else None,
+        negatives_per_query=data.negatives_per_query if first_only else None,
+        autocast=torch.bfloat16 if trainer.bf16 else torch.float16 if trainer.fp16 else None,
+        device=None if config.model.device_map else device,
     )
 
 

@@ -46,12 +46,14 @@ class ModelConfig(Section):
     backbone_type: str | None = None
     lora: LoraSection | None = None
     adapter_path: str | None = None
+    merged_adapters: list[str] = Field(default_factory=list)
     pooling: str = "mean"
     attention: str = "bidirectional"
     window: str = "window"
     dtype: str = "float32"
     device_map: str | dict[str, Any] | None = None
     attn_implementation: str | None = None
+    attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     quantization: str | None = None
     gguf_file: str | None = None
     revision: str | None = None
@@ -116,7 +118,12 @@ class EvalConfig(Section):
 
 
 class TrainerConfig(Section):
-    """How long, how fast and where to: ``transformers.TrainingArguments`` by their own names, and ``chunk_tokens``."""
+    """How long, how fast and where to: ``transformers.TrainingArguments`` by their own names, and two of ours.
+
+    ``chunk_tokens`` are the tokens of one forward pass. ``reference`` says whence the original LLM's likelihoods come:
+    ``live`` from the model without its adapter in every step, ``precomputed`` once before training; null takes the
+    first where there is an adapter.
+    """
 
     output_dir: Path
     num_train_epochs: float = Field(default=1.0, gt=0)
@@ -124,6 +131,7 @@ class TrainerConfig(Section):
     per_device_train_batch_size: PositiveInt = 32
     per_device_eval_batch_size: PositiveInt = 32
     chunk_tokens: PositiveInt = 8192
+    reference: Literal["live", "precomputed"] | None = None
     learning_rate: float = Field(default=2e-4, gt=0)
     lr_scheduler_type: str = "linear"
     warmup_steps: NonNegativeFloat = 0
@@ -180,11 +188,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        if "reference" in needs_of(self.objectives) and not self.model.settings().has_adapter:
-            raise ValueError(
-                "model.lora: is missing, and an objective (dpo) compares with the original LLM, which is the model "
-                "without its adapter; add model.lora or choose another objective"
-            )
+        self._require_reference()
         wanting = [o.type for o in self.objectives if o.needs_negatives]
         if wanting and self.data.negatives_per_query == 0:
             raise ValueError(
@@ -199,6 +203,34 @@ class RunConfig(Section):
         if not any(o.weight for o in self.objectives):
             raise ValueError("objectives: every weight is 0, so nothing would be learned; raise one")
         return self
+
+    @property
+    def reference(self) -> Literal["live", "precomputed"] | None:
+        """Whence the original LLM's likelihoods come; None where no objective compares with it."""
+        if "reference" not in needs_of(self.objectives):
+            return None
+        return self.trainer.reference or ("live" if self.model.settings().has_adapter else "precomputed")
+
+    def _require_reference(self) -> None:
+        chosen = self.trainer.reference
+        if chosen and self.reference is None:
+            raise ValueError(
+                f"trainer.reference: is {chosen!r}, and no objective compares with the original LLM; leave it out"
+            )
+        if self.model.settings().has_adapter:
+            return
+        pairing = [o.type for o in self.objectives if "mismatched" in o.measures | o.needs]
+        if pairing:
+            raise ValueError(
+                f"model.lora: is missing, and the objective {pairing[0]!r} compares passages of other queries, paired "
+                "anew in every batch, with the original LLM, which is the model without its adapter; add model.lora or "
+                "choose another objective"
+            )
+        if chosen == "live":
+            raise ValueError(
+                "trainer.reference: 'live' is the model without its adapter, and model.lora is missing; set "
+                "trainer.reference to precomputed, or add model.lora"
+            )
 
     @property
     def needs_negatives(self) -> list[str]:

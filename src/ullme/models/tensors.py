@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -73,13 +74,18 @@ def same_signature(a: Mapping[str, list[float]], b: Mapping[str, list[float]]) -
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of every parameter and buffer: equal for equal weights, on any device.
+    """A hash of every parameter and buffer: equal for equal weights, on any device."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(named: Mapping[str, Any]) -> str:
+    """A hash of the tensors among these values and of their names, whatever their order.
 
     Of all bytes in their order: ``torch.hash_tensor`` combines elements by XOR, so that it takes a constant tensor for
     any other constant one, and a permuted tensor for the original.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(named.items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

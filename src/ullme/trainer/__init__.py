@@ -6,11 +6,15 @@ from ullme.trainer.arguments import EmbeddingTrainingArguments, training_argumen
 from ullme.trainer.embedding import EmbeddingTrainer
 from ullme.trainer.facade import GradCacheTrainer
 from ullme.trainer.plots import plot_losses
+from ullme.trainer.reference import compute_reference
+from ullme.trainer.reference_table import ReferenceTable
 
 __all__ = [
     "EmbeddingTrainer",
     "EmbeddingTrainingArguments",
     "GradCacheTrainer",
+    "ReferenceTable",
+    "compute_reference",
     "plot_losses",
     "training_arguments",
 ]

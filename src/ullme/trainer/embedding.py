@@ -21,6 +21,8 @@ from ullme.objectives import Objective, measures_of, named, needs_of, objectives
 from ullme.trainer.arguments import training_arguments
 from ullme.trainer.evaluation import EvalData, EvaluatingTrainer, Evaluator
 from ullme.trainer.freezing import only_reached_trainable
+from ullme.trainer.reference import require_reference
+from ullme.trainer.reference_table import ReferenceTable
 from ullme.types import Batch
 
 #: Tokens of one forward pass, unless told otherwise.
@@ -44,6 +46,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
         data_collator: pairs to ``Batch``.
         eval_dataset: pairs, or several sets of them by name.
         evaluator: metrics of the model, called on the main process with the model in eval mode.
+        reference: likelihoods under the original LLM (``compute_reference``); None takes the model without its adapter.
         chunk_tokens: tokens of one forward pass; the gradient does not depend on it.
         callbacks: callbacks of the Trainer.
         optimizers: optimizer and schedule, made from ``args`` where None.
@@ -63,6 +66,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
         data_collator: PairCollator | None = None,
         eval_dataset: EvalData | Mapping[str, EvalData] | None = None,
         evaluator: Evaluator | None = None,
+        reference: ReferenceTable | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -71,7 +75,8 @@ class EmbeddingTrainer(EvaluatingTrainer):
         self.needs = needs_of(self.objectives.values())
         self.measures = measures_of(self.objectives.values())
         self.evaluator, self.chunk_tokens, self.train_loader = evaluator, chunk_tokens, train_loader
-        _require_reference(model, self.objectives)
+        require_reference(model, self.objectives, reference)
+        self.reference = reference
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens: {chunk_tokens} is less than 1; give the tokens of one forward pass")
         if (train_dataset is not None or eval_dataset is not None) and data_collator is None:
@@ -232,15 +237,6 @@ class EmbeddingTrainer(EvaluatingTrainer):
         bare.__dict__.pop("_is_accelerate_prepared", None)
         bare.__dict__.pop("forward", None)
         self.model = self.model_wrapped = bare
-
-
-def _require_reference(model: ULLME, objectives: Mapping[str, Objective]) -> None:
-    for name, objective in objectives.items():
-        if "reference" in objective.needs and model.peft_model is None:
-            raise ValueError(
-                f"objectives: {name} compares with the original LLM, which is the model without its adapter, but the "
-                "model has none; give it lora_name (say 'ullme'), or take sft instead"
-            )
 
 
 def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:

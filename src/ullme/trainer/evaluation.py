@@ -19,6 +19,7 @@ from ullme.models import ULLME
 from ullme.models.modes import eval_mode
 from ullme.objectives import Objective
 from ullme.trainer.checkpoints import CheckpointTrainer
+from ullme.trainer.reference_table import ReferenceTable
 from ullme.types import Batch, Need, ObjectiveInputs, PairExample
 
 Evaluator = Callable[[ULLME], Mapping[str, float]]
@@ -32,6 +33,7 @@ class EvaluatingTrainer(CheckpointTrainer):
     needs: frozenset[Need]
     measures: frozenset[Need]
     evaluator: Evaluator | None
+    reference: ReferenceTable | None
     chunk_tokens: int
 
     def evaluate(
@@ -128,7 +130,9 @@ class EvaluatingTrainer(CheckpointTrainer):
                 f"train_loader: its batches have no generation texts, which {', '.join(wanting)} need(s); "
                 "build them with PairCollator(model.text_tokenizer, generation=True)"
             )
-        return batch
+        if self.reference is None or batch.ref_logp_BP is not None:
+            return batch
+        return self.reference.filled(batch)
 
     def _forward(self, model: nn.Module, batch: Batch) -> ObjectiveInputs:
         """All that the objectives need of a chunk, in one forward of the module."""

@@ -13,6 +13,7 @@ from ullme.objectives import Objective, objectives_from
 from ullme.objectives.contrastive import LOSS_ALIASES
 from ullme.trainer.arguments import training_arguments
 from ullme.trainer.embedding import CHUNK_TOKENS, EmbeddingTrainer
+from ullme.trainer.reference_table import ReferenceTable
 from ullme.types import Batch
 
 #: The names of generation losses and the objectives' own; TRL and the paper's public code call DPO "sigmoid".
@@ -39,6 +40,7 @@ class GradCacheTrainer:
         contrastive: further options of :class:`ullme.objectives.Contrastive`.
         generation: further options of the generation loss, such as ``{"label_smoothing": 0.1}``.
         kl: further options of :class:`ullme.objectives.KL`.
+        reference: likelihoods under the original LLM (``compute_reference``); None takes the model without its adapter.
         chunk_tokens: tokens of one forward pass; the gradient does not depend on it.
         num_epochs: calls of ``fit_epoch`` that the learning-rate schedule spans; None keeps the rate constant (after
             any warm-up), since the number of calls is then unknown.
@@ -64,6 +66,7 @@ class GradCacheTrainer:
         contrastive: Mapping[str, Any] | None = None,
         generation: Mapping[str, Any] | None = None,
         kl: Mapping[str, Any] | None = None,
+        reference: ReferenceTable | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
         num_epochs: int | None = None,
         output_dir: str = "ullme_output",
@@ -83,7 +86,7 @@ class GradCacheTrainer:
         )
         if not self.objectives:
             raise ValueError("con_loss_type: None leaves nothing to train; give it, gen_loss_type or use_kl_loss")
-        self.chunk_tokens, self.num_epochs = chunk_tokens, num_epochs
+        self.reference, self.chunk_tokens, self.num_epochs = reference, chunk_tokens, num_epochs
         schedule = "constant_with_warmup" if num_epochs is None else "linear"
         defaults = {"save_strategy": "no", "lr_scheduler_type": schedule}
         self.args = training_arguments(output_dir=output_dir, **{**defaults, **arguments})
@@ -100,7 +103,9 @@ class GradCacheTrainer:
         if self.num_epochs is not None and self._epochs >= self.num_epochs:
             raise ValueError(f"num_epochs: all {self.num_epochs} epochs of the schedule are done; raise num_epochs")
         if self.trainer is None:
-            self.trainer = EmbeddingTrainer(model, self.objectives, self.args, chunk_tokens=self.chunk_tokens)
+            self.trainer = EmbeddingTrainer(
+                model, self.objectives, self.args, reference=self.reference, chunk_tokens=self.chunk_tokens
+            )
         if self.trainer.model is not model:
             raise ValueError("model: is another than in the first call; make a new GradCacheTrainer for it")
         output = self.trainer.fit_epoch(train_loader, planned_epochs=self.num_epochs or 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ullme.data.collator import PairCollator
+from ullme.data.masking import TokenMasking
 from ullme.data.mining import mine_negatives
 from ullme.data.mismatched import with_mismatched
 from ullme.data.sampler import PairBatchSampler, PairLoader, train_loader
@@ -15,6 +16,7 @@ __all__ = [
     "PairCollator",
     "PairDataset",
     "PairLoader",
+    "TokenMasking",
     "check_pairs",
     "load_pairs",
     "mine_negatives",

@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ullme.data.masking import TokenMasking
 from ullme.data.schema import text_key
+from ullme.data.wording import shortened
 from ullme.prompts import TextTokenizer, instruction_prompt
-from ullme.types import Batch, PairExample, Texts
+from ullme.types import Batch, MaskedTexts, PairExample, Texts
 
 Choice = Literal["first", "sampled"]
 
@@ -26,7 +28,10 @@ class PairCollator:
     with None it is that of the batch's richest row. An instruction stands before its query only.
 
     Which of several passages a row brings depends on nothing but ``(seed, epoch, row_id)``: its ``first`` ones, or
-    ones ``sampled`` anew each epoch (``set_epoch``).
+    ones ``sampled`` anew each epoch (``set_epoch``). So does what ``masking`` hides of its first positive, which for a
+    text alone is the text.
+
+    The batch has a teacher's scores where every row brings some.
 
     Attributes:
         text_tokenizer: the one way from text to ids.
@@ -35,6 +40,7 @@ class PairCollator:
         generation: also tokenise each passage after its query, for likelihoods.
         passage_prompt: prompt before every passage to be embedded.
         choice: ``first`` or ``sampled``.
+        masking: also bring each row's first positive with tokens hidden.
     """
 
     def __init__(
@@ -47,11 +53,14 @@ class PairCollator:
         passage_prompt: str = "",
         choice: Choice = "first",
         seed: int = 0,
+        masking: TokenMasking | None = None,
     ) -> None:
         if negatives_per_query is not None and negatives_per_query < 0:
             raise ValueError(f"negatives_per_query: {negatives_per_query} is negative; give 0 or more, or null for all")
         if positives_per_query < 1:
             raise ValueError(f"positives_per_query: {positives_per_query} is less than 1; every query needs a positive")
+        if masking is not None and text_tokenizer.echo:
+            raise ValueError("echo: True repeats every text, so that no token of it is hidden; set echo to false")
         self.text_tokenizer = text_tokenizer
         self.negatives_per_query = negatives_per_query
         self.positives_per_query = positives_per_query
@@ -59,6 +68,7 @@ class PairCollator:
         self.passage_prompt = passage_prompt
         self.choice = choice
         self.seed = seed
+        self.masking = masking
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -67,16 +77,12 @@ class PairCollator:
 
     def __call__(self, examples: Sequence[PairExample]) -> Batch:
         """The batch of these pairs, in their order."""
-        positives = [self._chosen(e.positives, self.positives_per_query, f"{e.row_id}+") for e in examples]
-        negatives = [self._chosen(e.negatives, self.negatives_per_query, f"{e.row_id}-") for e in examples]
-        width = self.negatives_per_query
-        if width is None:
-            width = max(map(len, negatives), default=0)
+        chosen = self._chosen_passages(examples)
         passages = [
-            [*p, *[None] * (self.positives_per_query - len(p)), *n, *[None] * (width - len(n))]
-            for p, n in zip(positives, negatives, strict=True)
+            [None if i is None else _passages_of(e)[i] for i in row] for e, row in zip(examples, chosen, strict=True)
         ]
-        shape = (len(examples), self.positives_per_query + width)
+        least = self.positives_per_query + (self.negatives_per_query or 0)
+        shape = (len(examples), max(map(len, chosen), default=least))
         passage_mask_BP = torch.tensor([[p is not None for p in row] for row in passages], dtype=torch.bool).view(shape)
         positive_mask_BP = passage_mask_BP.clone()
         positive_mask_BP[:, self.positives_per_query :] = False
@@ -90,7 +96,21 @@ class PairCollator:
             query_key_B=torch.tensor([text_key(e.query) for e in examples], dtype=torch.long),
             passage_key_BP=torch.tensor(keys, dtype=torch.long).view(shape),
             row_ids=tuple(e.row_id for e in examples),
+            masked=None if self.masking is None else self._masked(examples, passages, self.masking),
+            teacher_BP=_scores(examples, chosen, shape),
         )
+
+    def _chosen_passages(self, examples: Sequence[PairExample]) -> list[list[int | None]]:
+        """Of each row the passages it brings, as their places among its positives and negatives; None if absent."""
+        positives = [self._chosen(len(e.positives), self.positives_per_query, f"{e.row_id}+") for e in examples]
+        negatives = [self._chosen(len(e.negatives), self.negatives_per_query, f"{e.row_id}-") for e in examples]
+        width = self.negatives_per_query
+        if width is None:
+            width = max(map(len, negatives), default=0)
+        return [
+            [*_filled(p, self.positives_per_query), *_filled([len(e.positives) + i for i in n], width)]
+            for e, p, n in zip(examples, positives, negatives, strict=True)
+        ]
 
     def _queries(self, examples: Sequence[PairExample]) -> Texts:
         prompts = [instruction_prompt(e.instruction) for e in examples]
@@ -107,14 +127,43 @@ class PairCollator:
         scored = self.text_tokenizer.generation([q for q, _ in pairs], [p for _, p in pairs])
         return _with_absent(scored, passage_mask_BP)
 
-    def _chosen(self, texts: Sequence[str], at_most: int | None, row: str) -> Sequence[str]:
-        """The passages a row brings in this epoch, in the row's order."""
-        if at_most is None or len(texts) <= at_most:
-            return texts
+    def _masked(
+        self, examples: Sequence[PairExample], passages: list[list[str | None]], masking: TokenMasking
+    ) -> MaskedTexts:
+        first = [positive for positive, *_ in passages if positive is not None]
+        seeds = [text_key(f"{self.seed}:{self.epoch}:{e.row_id}?") for e in examples]
+        return masking.hide(self.text_tokenizer.texts(first), seeds)
+
+    def _chosen(self, count: int, at_most: int | None, row: str) -> list[int]:
+        """Which of ``count`` passages a row brings in this epoch, in the row's order."""
+        every = list(range(count))
+        if at_most is None or count <= at_most:
+            return every
         if self.choice == "first":
-            return texts[:at_most]
-        drawn = sorted(range(len(texts)), key=lambda i: text_key(f"{self.seed}:{self.epoch}:{row}{i}"))
-        return [texts[i] for i in sorted(drawn[:at_most])]
+            return every[:at_most]
+        drawn = sorted(every, key=lambda i: text_key(f"{self.seed}:{self.epoch}:{row}{i}"))
+        return sorted(drawn[:at_most])
+
+
+def _passages_of(example: PairExample) -> tuple[str, ...]:
+    return example.positives + example.negatives
+
+
+def _filled(places: list[int], width: int) -> list[int | None]:
+    return [*places, *[None] * (width - len(places))]
+
+
+def _scores(examples: Sequence[PairExample], chosen: list[list[int | None]], shape: tuple[int, int]) -> Tensor | None:
+    """A teacher's scores of the chosen passages, (B, P), 0 for an absent one; None unless every row has scores."""
+    scores = [e.scores for e in examples if e.scores is not None]
+    if len(scores) < len(examples):
+        return None
+    for example, given in zip(examples, scores, strict=True):
+        if len(given) != len(_passages_of(example)):
+            at = f"{example.row_id or shortened(example.query)}: scores"
+            raise ValueError(f"{at}: {len(given)} for {len(_passages_of(example))} passages; give one for each")
+    rows = [[0.0 if i is None else given[i] for i in row] for given, row in zip(scores, chosen, strict=True)]
+    return torch.tensor(rows, dtype=torch.float32).view(shape)
 
 
 def _with_absent(present: Texts, mask_BP: Tensor) -> Texts:

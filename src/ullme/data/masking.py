@@ -55,21 +55,23 @@ class TokenMasking:
         cls,
         tokenizer: Any,
         probability: float = 0.2,
-        mask_token: str | None = None,
+        mask_token: str | None = MASK_TOKEN,
         replacement: Replacement = "bert",
     ) -> TokenMasking:
         """Masking with a Hugging Face tokenizer's ids.
 
-        ``mask_token`` is an entry of the vocabulary, or a text that is one token; None takes the tokenizer's own mask
-        token, and ``MASK_TOKEN`` where it has none.
+        ``mask_token`` is an entry of the vocabulary, or a text that is one token; None takes the tokenizer's own.
 
         Raises:
-            ValueError: the mask token is no single known token, or a value is out of range.
+            ValueError: there is no such mask token, or a value is out of range.
         """
+        chosen = tokenizer.mask_token if mask_token is None else mask_token
+        if chosen is None:
+            raise ValueError(f"mask_token: None, and this tokenizer has none of its own; give one, say {MASK_TOKEN!r}")
         added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         return cls(
             probability=probability,
-            token_id=_single_id(tokenizer, mask_token or tokenizer.mask_token or MASK_TOKEN),
+            token_id=_single_id(tokenizer, chosen),
             replacement=replacement,
             vocabulary=len(tokenizer),
             special_ids=frozenset(tokenizer.all_special_ids) | added,

@@ -35,7 +35,7 @@ def mine_negatives(
     sampled: bool = False,
     seed: int = 0,
 ) -> list[PairExample]:
-    """The pairs with mined hard negatives in place of their own; a pair for which none qualifies has none.
+    """The pairs with mined hard negatives in place of their own, without scores; where none qualifies there are none.
 
     Candidates are the passages nearest to the query by cosine, without every positive of any pair of that query, and
     each text once. Too near a passage is likely a positive that nobody marked: the margins leave those out
@@ -86,7 +86,7 @@ def mine_negatives(
     for query, negative in zip(mined["query"], mined["negative"], strict=True):
         if negative != query:
             found.setdefault(query, {})[negative] = None
-    return [replace(row, negatives=tuple(found.get(row.query, {}))[:count]) for row in rows]
+    return [replace(row, negatives=tuple(found.get(row.query, {}))[:count], scores=None) for row in rows]
 
 
 class _Encoder:

@@ -1,41 +1,18 @@
-"""One row of training data: which of its fields say what, and what may be wrong with them."""
+"""One row of training data: what it says, and what may be wrong with it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ullme.data.wording import hint, nearest, shortened
+from ullme.data.columns import DEFAULT_COLUMNS, SCORED, Layout, layout_of
+from ullme.data.wording import shortened
 
-#: What a row can say, and the columns that say it unless ``columns`` names others.
-DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
-    "query": ("query",),
-    "positives": ("positive", "positives"),
-    "negatives": ("negative", "negatives"),
-    "instruction": ("instruction",),
-}
-_REQUIRED = ("query", "positives")
-_ALIASES = {"positive": "positives", "negative": "negatives"}
-_NUMBERED = re.compile(r"(positive|negative)_(\d+)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def roles_of(columns: Mapping[str, str | list[str]] | None) -> dict[str, tuple[str, ...]]:
-    """A user's ``columns`` mapping as role -> columns; ``positive`` and ``negative`` also stand for their plurals.
-
-    Raises:
-        ValueError: a role that does not exist.
-    """
-    roles: dict[str, tuple[str, ...]] = {}
-    for role, named in (columns or {}).items():
-        plural = _ALIASES.get(role, role)
-        if plural not in DEFAULT_COLUMNS:
-            near = hint(role, [*DEFAULT_COLUMNS, *_ALIASES])
-            raise ValueError(f"columns: unknown role {role!r}; use {', '.join(DEFAULT_COLUMNS)}{near}")
-        roles[plural] = roles.get(plural, ()) + ((named,) if isinstance(named, str) else tuple(named))
-    return roles
+#: Scores become float32 tensors.
+_GREATEST_SCORE = 3.4e38
 
 
 @dataclass
@@ -49,73 +26,97 @@ class RowReader:
 
     where: str
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    _layouts: dict[tuple[str, ...], dict[str, list[str]]] = field(default_factory=dict)
+    _layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict)
 
     def read(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """The row as ``query, positives, negatives, instruction, row``, its texts unchanged.
+        """The row as ``query, positives, negatives, instruction, scores, row``, its texts unchanged.
+
+        A text alone is its own query and positive. ``scores`` has one number per positive, then per negative; None
+        where the row has none.
 
         Raises:
-            ValueError: a missing column, a wrong type, an empty text, or a positive that is also a negative.
+            ValueError: a missing column, a wrong type, an empty text, a positive that is also a negative, or scores
+                that do not fit the passages.
         """
         at = f"{self.where} {number}"
         layout = self.layout(tuple(row), at)
-        if len(layout["query"]) != 1 or len(layout["instruction"]) > 1:
-            raise ValueError(f"{at}: columns: query and instruction are one column each; got {layout['query']}")
-        query = _text(row[layout["query"][0]], layout["query"][0], at)
-        lists = {
-            role: [text for name in layout[role] for text in _texts(row[name], name, at, needed=role == "positives")]
-            for role in ("positives", "negatives")
-        }
-        both = set(lists["positives"]).intersection(lists["negatives"])
-        if both:
-            clash = shortened(both.pop())
-            raise ValueError(f"{at}: {layout['negatives'][0]}: {clash} is also a positive; remove one of the two")
-        said = [row[name] for name in layout["instruction"] if row[name] is not None]
-        instruction = _text(said[0], layout["instruction"][0], at) if said else None
-        return {"query": query, **lists, "instruction": instruction, "row": number}
+        said = _lone_text(row, layout, at) if layout["text"] else _pair(row, layout, at)
+        given = [row[name] for name in layout["instruction"] if row[name] is not None]
+        instruction = _text(given[0], layout["instruction"][0], at) if given else None
+        return {**said, "instruction": instruction, "row": number}
 
-    def layout(self, names: tuple[str, ...], at: str) -> dict[str, list[str]]:
-        """Role -> the columns among ``names`` that say it.
-
-        Raises:
-            ValueError: a column that is missing, named twice over, or named nearly right.
-        """
+    def layout(self, names: tuple[str, ...], at: str) -> Layout:
+        """Role -> the columns among ``names`` that say it (``layout_of``)."""
         if names not in self._layouts:
-            self._layouts[names] = {role: _columns(role, names, self.roles, at) for role in DEFAULT_COLUMNS}
+            self._layouts[names] = layout_of(names, self.roles, at)
         return self._layouts[names]
 
 
-def _columns(role: str, names: Collection[str], roles: Mapping[str, tuple[str, ...]], at: str) -> list[str]:
-    """The columns that say one role."""
-    have = ", ".join(map(repr, names)) or "none"
-    if role in roles:
-        missing = [name for name in roles[role] if name not in names]
-        if missing and (role in _REQUIRED or len(missing) == len(roles[role])):
-            cure = hint(missing[0], names)
-            raise ValueError(f"{at}: no column {missing[0]!r}, which columns.{role} names; it has {have}{cure}")
-        return [name for name in roles[role] if name in names]
-    found = [name for name in DEFAULT_COLUMNS[role] if name in names]
-    if len(found) > 1:
-        raise ValueError(f"{at}: both {found[0]!r} and {found[1]!r} exist; say which with columns: {{{role}: ...}}")
-    numbered = [(int(m[2]), name) for name in names if (m := _NUMBERED.fullmatch(name)) and _ALIASES[m[1]] == role]
-    found += [name for _, name in sorted(numbered)]
-    if not found:
-        _refuse_missing(role, names, have, at)
+def _pair(row: Mapping[str, Any], layout: Layout, at: str) -> dict[str, Any]:
+    query = _text(row[layout["query"][0]], layout["query"][0], at)
+    lists = {
+        role: [text for name in layout[role] for text in _texts(row[name], name, at, needed=role == "positives")]
+        for role in ("positives", "negatives")
+    }
+    both = set(lists["positives"]).intersection(lists["negatives"])
+    if both:
+        clash = shortened(both.pop())
+        raise ValueError(f"{at}: {layout['negatives'][0]}: {clash} is also a positive; remove one of the two")
+    return {"query": query, **lists, "scores": _scores(row, layout, lists, at)}
+
+
+def _lone_text(row: Mapping[str, Any], layout: Layout, at: str) -> dict[str, Any]:
+    """A text as its own positive; it has no passages that could be negatives, or scored."""
+    name = layout["text"][0]
+    text = _text(row[name], name, at)
+    for role in ("negatives", *SCORED):
+        for other in layout[role]:
+            if row[other] not in (None, [], ()):
+                raise ValueError(
+                    f"{at}: {other}: {shortened(row[other])} does not go with a text alone ({name!r}); give query and "
+                    f"positive in its place, or set columns: {{{role}: []}} to leave it unread"
+                )
+    return {"query": text, "positives": [text], "negatives": [], "scores": None}
+
+
+def _scores(row: Mapping[str, Any], layout: Layout, lists: Mapping[str, list[str]], at: str) -> list[float] | None:
+    """A teacher's scores of the positives and then of the negatives, or None."""
+    given = {role: [name for name in layout[role] if row[name] is not None] for role in SCORED}
+    apart = [name for role in ("positive_scores", "negative_scores") for name in given[role]]
+    if not (apart or given["scores"]):
+        return None
+    if apart and given["scores"]:
+        both = f"both {given['scores'][0]!r} and {apart[0]!r} have scores"
+        raise ValueError(f"{at}: {both}; leave one unread with columns: {{scores: []}}, or remove it")
+    found: list[float] = []
+    for role in ("positive_scores", "negative_scores") if apart else ("scores",):
+        numbers = [number for name in given[role] for number in _numbers(row[name], name, at)]
+        wanted = [text for kind in SCORED[role] for text in lists[kind]]
+        if len(numbers) != len(wanted):
+            name = (layout[role] or DEFAULT_COLUMNS[role])[-1]
+            raise ValueError(
+                f"{at}: {name}: {len(numbers)} scores for {len(wanted)} {' and '.join(SCORED[role])}; give one number "
+                f"for each, or set columns: {{{role}: []}} to leave them unread"
+            )
+        found += numbers
     return found
 
 
-def _refuse_missing(role: str, names: Collection[str], have: str, at: str) -> None:
-    """Raise where a role has no column: a required one always, another when a column is named nearly like it."""
-    asked = DEFAULT_COLUMNS[role]
-    unread = [name for name in names if not any(name in known for known in DEFAULT_COLUMNS.values())]
-    cutoff = 0.6 if role in _REQUIRED else 0.88
-    near = next((n for a in asked if (n := nearest(a, unread, cutoff))), None)
-    if role not in _REQUIRED and near is None:
-        return
-    cure = f"rename {near!r}" if near else "rename a column"
-    what = f"no column {asked[0]!r}" + (f" (or {asked[1]!r})" if len(asked) > 1 else "")
-    example = near or "NAME"
-    raise ValueError(f"{at}: {what}; it has {have}; {cure}, or set columns: {{{role}: {example}}}")
+def _numbers(value: Any, name: str, at: str) -> list[float]:
+    """A number, or several."""
+    if not isinstance(value, list | tuple):
+        return [_number(value, name, at)]
+    return [_number(number, f"{name}[{i}]", at) for i, number in enumerate(value)]
+
+
+def _number(value: Any, name: str, at: str) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        what = "missing (null)" if value is None else f"{shortened(value)} is a {type(value).__name__}, not a number"
+        raise ValueError(f"{at}: {name}: {what}; write the score as a number")
+    if not abs(value) <= _GREATEST_SCORE:  # not so for NaN either
+        raise ValueError(f"{at}: {name}: {shortened(value)} is no finite score; correct it or remove the row")
+    return float(value)
 
 
 def _text(value: Any, name: str, at: str) -> str:

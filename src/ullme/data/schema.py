@@ -28,6 +28,7 @@ _SCHEMA = pa.schema(
         ("negatives", pa.list_(pa.string())),
         ("instruction", pa.string()),
         ("row", pa.int64()),
+        ("scores", pa.list_(pa.float64())),
     ]
 )
 _ROWS_PER_BLOCK = 4096
@@ -73,7 +74,14 @@ class PairDataset(Dataset[PairExample]):
         return [self._example(i, *row) for i, row in zip(index, values, strict=True)]
 
     def _example(
-        self, i: int, query: str, positives: list[str], negatives: list[str], instruction: str | None, row: int
+        self,
+        i: int,
+        query: str,
+        positives: list[str],
+        negatives: list[str],
+        instruction: str | None,
+        row: int,
+        scores: list[float] | None,
     ) -> PairExample:
         at = self.source_of(i)
         return PairExample(
@@ -83,6 +91,7 @@ class PairDataset(Dataset[PairExample]):
             instruction=instruction or self._instructions[at],
             source=self.sources[at],
             row_id=f"{self.sources[at]}:{row}",
+            scores=None if scores is None else tuple(scores),
         )
 
     def source_of(self, index: int) -> int:
@@ -118,8 +127,20 @@ class PairDataset(Dataset[PairExample]):
             names = ", ".join(self.sources)
             raise ValueError(f"{names}: negatives: no row has one, and {reason}; add a 'negatives' column or mine them")
 
+    def require_scores(self, reason: str) -> None:
+        """Raise unless every row has a teacher's scores.
+
+        Raises:
+            ValueError: a row has none; ``reason`` says who needs them.
+        """
+        without = pc.is_null(self._rows.data.table["scores"])
+        if pc.any(without).as_py():
+            row_id = self[pc.index(without, True).as_py()].row_id
+            cure = "add a 'scores' column, or name yours with columns: {scores: NAME}"
+            raise ValueError(f"{row_id}: scores: the row has none, and {reason}; {cure}")
+
     def summary(self) -> dict[str, dict[str, int]]:
-        """Per source: its rows, its rows with negatives, its passages, and its longest text in characters."""
+        """Per source: its rows, those with negatives, with scores, its passages, its longest one in characters."""
         found = {}
         for name, rows in zip(self.sources, self.source_rows(), strict=True):
             part = self._rows.data.table.slice(rows.start, len(rows))
@@ -129,6 +150,7 @@ class PairDataset(Dataset[PairExample]):
             found[name] = {
                 "rows": len(rows),
                 "rows_with_negatives": int((negatives > 0).sum()),
+                "rows_with_scores": len(rows) - part["scores"].null_count,
                 "passages": int(positives.sum() + negatives.sum()),
                 "longest_passage": longest,
             }
@@ -186,6 +208,7 @@ def _row(example: PairExample) -> dict[str, Any]:
         "positives": list(example.positives),
         "negatives": list(example.negatives),
         "instruction": example.instruction,
+        "scores": None if example.scores is None else list(example.scores),
     }
 
 

@@ -9,12 +9,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ullme.data.columns import roles_of
 from ullme.data.readers import READERS, Format, format_of
-from ullme.data.rows import RowReader, roles_of
+from ullme.data.rows import RowReader
 
 
 class DataSource(BaseModel):
     """One source of training pairs, as a run file names it.
+
+    A row is a pair: ``query``, ``positive(s)`` and, where there are any, ``negative(s)`` and ``instruction``. It may
+    bring a teacher's ``scores``, a number per positive and then per negative, or ``positive_score(s)`` and
+    ``negative_score(s)`` apart. A row without query and positive may be a ``text`` alone, which is its own query and
+    positive: for unsupervised contrastive learning and masked next-token prediction. One source may hold both kinds.
+    A FlagEmbedding file has ``columns: {positives: pos, negatives: neg, positive_scores: pos_scores, negative_scores:
+    neg_scores}``, one of bare sentences, say, ``{text: sentence}``.
 
     Attributes:
         path: a ``.jsonl`` (``.gz``) or ``.parquet`` file, a folder that ``datasets`` saved, or a dataset's hub name.
@@ -22,8 +30,7 @@ class DataSource(BaseModel):
         format: ``jsonl``, ``parquet``, ``saved`` or ``hub``; default by the path.
         subset: configuration of a hub dataset.
         split: split of a dataset that has several (default ``train``).
-        columns: role -> column(s) where they differ from ``query, positive(s), negative(s), instruction``, for
-            instance ``{positives: pos, negatives: neg}`` for FlagEmbedding files.
+        columns: role -> column(s) where they differ from the names above; an empty list leaves a role unread.
         instruction: task instruction before every query of this source; a row's own comes first.
         limit: read only the first rows.
     """

@@ -1,4 +1,4 @@
-"""The step's bookkeeping, on a model of two matrices: what is called how often, and what counts."""
+"""The step's bookkeeping, on a model of three tables: what is called how often, and what counts."""
 
 from __future__ import annotations
 
@@ -7,43 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import nn
 
+from tests.bag import Bag
 from tests.batches import random_batch
 from ullme.gradcache import batch_losses, gradcache_step
 from ullme.objectives import DPO, KL, SFT, Contrastive, named
-from ullme.types import Batch, ObjectiveInputs
-
-
-class Bag(nn.Module):
-    """Embeds a text as the mean of its token vectors, scores it by the sum of its token values; counts its calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.vectors = nn.Embedding(384, 8, dtype=torch.float64)
-        self.values = nn.Embedding(384, 1, dtype=torch.float64)
-        self.calls: list[tuple[int, bool]] = []
-
-    def forward(self, batch: Batch) -> ObjectiveInputs:
-        self.calls.append((len(batch), torch.is_grad_enabled()))
-        shape_BP = batch.passage_mask_BP.shape
-        logp_N = torch.stack([-self.values(ids).abs().sum() for ids in self.split(batch.generation)])
-        return ObjectiveInputs.of(
-            batch,
-            query_BD=self.embed(batch.query),
-            passage_BPD=self.embed(batch.passage).unflatten(0, shape_BP),
-            logp_BP=logp_N.unflatten(0, shape_BP),
-            ref_logp_BP=logp_N.detach().unflatten(0, shape_BP) * 0.9,
-            tokens_BP=batch.generation.lengths_N.unflatten(0, shape_BP),
-        )
-
-    def split(self, texts):
-        return texts.ids_X.split(texts.lengths_N.tolist())
-
-    def embed(self, texts) -> torch.Tensor:
-        return torch.stack([self.vectors(ids).sum(0) / max(len(ids), 1) for ids in self.split(texts)])
-
+from ullme.types import Batch
 
 TERMS = named([Contrastive(), SFT(weight=0.3), DPO(weight=0.5), KL()])
 
@@ -166,7 +135,7 @@ def test_rows_that_are_not_finite_are_named_by_their_own_embedding_or_loss():
     assert result.rows_not_finite(batch.row_ids) == [f"row:{b}" for b in held] and 3 in held and len(held) < 5
     with torch.no_grad():
         model.vectors.weight[broken] = 0.0
-        model.values.weight[batch.generation.rows([0]).ids_X[0]] = math.inf
+        model.values.weight[batch.generation.rows([0]).ids_X[-1]] = math.inf
     result = gradcache_step(batch, forward=model, objectives=named([SFT()]), chunk_tokens=1)
     assert "row:0" in result.rows_not_finite(batch.row_ids)
 

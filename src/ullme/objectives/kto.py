@@ -42,10 +42,10 @@ class KTO(Objective):
         logp_BP, ref_BP = inputs.mismatched_logp_BP, inputs.mismatched_ref_logp_BP
         assert logp_BP is not None and ref_BP is not None and inputs.mismatched_tokens_BP is not None
         exists_BP = inputs.mismatched_tokens_BP > 0
-        ratio_B = torch.where(exists_BP, logp_BP - ref_BP, 0.0).sum(1)
+        ratio_B = torch.where(exists_BP, logp_BP.double() - ref_BP.double(), 0.0).sum(1)
         passages_B = inputs.passage_mask_BP.sum(1)
         counts = (exists_BP.sum(1), passages_B, torch.ones_like(passages_B))
-        return torch.stack([ratio_B, *(count_B.to(ratio_B.dtype) for count_B in counts)], dim=1)
+        return torch.stack([ratio_B, *(count_B.double() for count_B in counts)], dim=1)
 
     def loss_B(self, inputs: ObjectiveInputs) -> Tensor:
         """The loss of each query, (B,); its mean over the global batch is the mean over all passages."""

@@ -32,6 +32,10 @@ class TextTokenizer:
     ``chat_template`` wraps it as a user message of the tokenizer's chat template. ``max_length`` counts tokens of one
     text, special tokens included; a longer text is cut at its end. A text without any token is read as a lone EOS.
 
+    Text that spells a special token ("</s>") is read as that token, wherever it stands, because this is how the
+    tokenizer alone, and every tool that serves the exported model, reads it. A tokenizer that is loaded with
+    ``split_special_tokens=True`` reads it as text, here as there.
+
     Attributes:
         tokenizer: a Hugging Face tokenizer.
         max_length: tokens of one text at most.
@@ -39,6 +43,9 @@ class TextTokenizer:
         echo: embed the second of two readings of the text.
         chat_template: wrap each embedded text in the tokenizer's chat template.
         generation_template: text before the scored passage, with the field ``{query}``.
+
+    Raises:
+        ValueError: ``append_eos`` is asked for and the tokenizer has no EOS token.
     """
 
     tokenizer: Any
@@ -47,6 +54,11 @@ class TextTokenizer:
     echo: bool = False
     chat_template: bool = False
     generation_template: str = GENERATION_TEMPLATE
+
+    def __post_init__(self) -> None:
+        """Refuse an EOS that does not exist."""
+        if self.append_eos and self.tokenizer.eos_token_id is None:
+            raise ValueError("append_eos: is true, and the tokenizer has no EOS token; set one, or append_eos to false")
 
     def texts(self, texts: Sequence[str], prompt: str | Sequence[str] = "") -> Texts:
         """Tokenise texts to be embedded, each after its prompt; the prompt's tokens are marked as context.
@@ -67,17 +79,42 @@ class TextTokenizer:
     def generation(self, queries: Sequence[str], passages: Sequence[str]) -> Texts:
         """Tokenise passages to be scored, each after its query in the generation template; the query is context.
 
-        Query and passage are tokenised apart and each cut to ``max_length``, so exactly the passage's tokens and the
-        EOS that ends it are scored.
+        The special tokens with which the tokenizer starts a text, then the query in its template, then the passage and
+        EOS, if the tokenizer has one. Query and passage are tokenised apart, so that no token belongs to both: scored
+        are the tokens of the bare passage and the EOS that ends it, one even where the passage's own text ends in EOS.
+        Both are cut to ``max_length``, the query so that the template around it stays. Something always stands before
+        the passage, since the first token of all is predicted by nothing.
         """
-        heads = [self.generation_template.format(query=q) for q in queries]
-        head_ids = [self._cut(i, end=[]) for i in self.tokenizer(heads)["input_ids"]] if heads else []
-        head_ids = [i[:-1] if i and i[-1] == self.tokenizer.eos_token_id else i for i in head_ids]
+        contexts = self._contexts(queries) if queries else []
         eos = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        bare = self.tokenizer(list(passages), add_special_tokens=False)["input_ids"] if passages else []
-        tail_ids = [self._cut(i, end=eos) for i in bare]
-        pairs = zip(head_ids, tail_ids, strict=True)
-        return Texts.from_lists([head + tail for head, tail in pairs], [len(head) for head in head_ids])
+        bare = [i[:-1] if i[-1:] == eos else i for i in self._bare(passages)]
+        passage_ids = [self._cut(i, end=eos) or self._alone() for i in bare]
+        ids = [context + passage for context, passage in zip(contexts, passage_ids, strict=True)]
+        return Texts.from_lists(ids, [len(context) for context in contexts])
+
+    def _contexts(self, queries: Sequence[str]) -> list[list[int]]:
+        """What stands before each scored passage."""
+        start = self._start()
+        after = self.generation_template.rpartition("{query}")[2].format(query="")
+        end, *heads = self._bare([after, *(self.generation_template.format(query=q) for q in queries)])
+        end = end[len(end) - min(len(end), self.max_length - 1) :]
+        whole = [start + head or self._alone() for head in heads]
+        return [ids if len(ids) <= self.max_length else self._cut(ids, end) for ids in whole]
+
+    def _start(self) -> list[int]:
+        """The special tokens that the tokenizer puts before a text."""
+        whole, bare = self.tokenizer("a")["input_ids"], self._bare(["a"])[0]
+        places = [i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare]
+        return list(whole[: places[0]]) if places else []
+
+    def _bare(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts without the special ones that the tokenizer adds."""
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+    def _alone(self) -> list[int]:
+        """What is read where a text has no token: EOS, or what the tokenizer has in its place."""
+        known = (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id)
+        return [next(token for token in known if token is not None)]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -88,9 +125,9 @@ class TextTokenizer:
         ids = self.tokenizer(
             list(texts), add_special_tokens=not self.chat_template, truncation=True, max_length=self.max_length
         )["input_ids"]
-        eos = [self.tokenizer.eos_token_id]
         if not self.append_eos:
-            return [i or eos for i in ids]
+            return [i or self._alone() for i in ids]
+        eos = [self.tokenizer.eos_token_id]
         return [self._cut(i[:-1] if i[-1:] == eos else i, end=eos) for i in ids]
 
     def _cut(self, ids: list[int], end: list[int]) -> list[int]:

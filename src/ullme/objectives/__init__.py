@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from ullme.extension import import_path, imported_class, is_import_path
 from ullme.objectives.base import Objective
 from ullme.objectives.contrastive import Contrastive
+from ullme.objectives.distillation import Distillation, GenerationDistillation, MarginMSE
 from ullme.objectives.kl import KL
 from ullme.objectives.kto import KTO
 from ullme.objectives.mntp import MNTP
@@ -39,7 +40,10 @@ __all__ = [
     "SFT",
     "AnyObjective",
     "Contrastive",
+    "Distillation",
+    "GenerationDistillation",
     "Hinge",
+    "MarginMSE",
     "Objective",
     "SimPO",
     "measures_of",
@@ -62,6 +66,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "orpo": ORPO,
     "kl": KL,
     "mntp": MNTP,
+    "distillation": Distillation,
+    "generation_distillation": GenerationDistillation,
+    "margin_mse": MarginMSE,
 }
 
 #: The paper's combinations with its weights (section 3: lambda_CL = 1, lambda_DPO = 0.5, lambda_KL = 1), and the stages

@@ -12,6 +12,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from ullme import distributed
+from ullme.apps.stages import original_model, require_dropout, token_masking
 from ullme.config import RunConfig, read_run_file
 from ullme.data import PairCollator, PairDataset, PairLoader, load_pairs, train_loader
 from ullme.models import ULLME
@@ -96,11 +97,13 @@ def load_training_pairs(config: RunConfig) -> PairDataset:
     """The run's training data.
 
     Raises:
-        ValueError: a source cannot be read, or no row has the negatives that an objective needs.
+        ValueError: a source cannot be read, no row has the negatives that an objective needs, or nothing tells a text
+            from itself where it is its own positive.
     """
     dataset = load_pairs(config.data.train)
     if config.needs_negatives:
         dataset.require_negatives(f"the objective {config.needs_negatives[0]!r} needs them")
+    require_dropout(config, dataset)
     return dataset
 
 
@@ -115,6 +118,7 @@ def build_collator(config: RunConfig, tokenizer: TextTokenizer) -> PairCollator:
         passage_prompt=data.passage_prompt,
         choice=data.choice,
         seed=config.trainer.seed,
+        masking=token_masking(config, tokenizer.tokenizer),
     )
 
 
@@ -148,7 +152,7 @@ def precomputed_reference(
     data, trainer = config.data, config.trainer
     first_only = data.choice == "first"
     return compute_reference(
-        model,
+        original_model(config, model),
         {"train": dataset} if held_out is None else {"train": dataset, "eval": held_out},
         trainer.output_dir / REFERENCE_FOLDER,
         positives_per_query=data.positives_per_query if first_only else None,

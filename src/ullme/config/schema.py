@@ -122,7 +122,7 @@ class TrainerConfig(Section):
 
     ``chunk_tokens`` are the tokens of one forward pass. ``reference`` says whence the original LLM's likelihoods come:
     ``live`` from the model without its adapter in every step, ``precomputed`` once before training; null takes the
-    first where there is an adapter.
+    first where there is an adapter and no earlier one is merged into the model.
     """
 
     output_dir: Path
@@ -175,6 +175,16 @@ def preset_expanded(objectives: Any) -> Any:
     return [as_mapping(objective) for objective in PRESETS[objectives]]
 
 
+#: Why the model without its adapter is not the original LLM, and the cure; by whether adapters are merged into it.
+_NO_ORIGINAL = {
+    False: ("model.lora: is missing", "add model.lora"),
+    True: (
+        "model.merged_adapters: is set, so the original LLM is gone from memory",
+        "train the earlier adapter further with model.adapter_path instead",
+    ),
+}
+
+
 class RunConfig(Section):
     """All of a run. ``objectives`` is a list, or the name of a preset."""
 
@@ -209,7 +219,7 @@ class RunConfig(Section):
         """Whence the original LLM's likelihoods come; None where no objective compares with it."""
         if "reference" not in needs_of(self.objectives):
             return None
-        return self.trainer.reference or ("live" if self.model.settings().has_adapter else "precomputed")
+        return self.trainer.reference or ("live" if self.model.settings().keeps_original else "precomputed")
 
     def _require_reference(self) -> None:
         chosen = self.trainer.reference
@@ -217,19 +227,21 @@ class RunConfig(Section):
             raise ValueError(
                 f"trainer.reference: is {chosen!r}, and no objective compares with the original LLM; leave it out"
             )
-        if self.model.settings().has_adapter:
+        settings = self.model.settings()
+        if settings.keeps_original:
             return
+        state, cure = _NO_ORIGINAL[bool(settings.merged_adapters)]
         pairing = [o.type for o in self.objectives if "mismatched" in o.measures | o.needs]
         if pairing:
             raise ValueError(
-                f"model.lora: is missing, and the objective {pairing[0]!r} compares passages of other queries, paired "
-                "anew in every batch, with the original LLM, which is the model without its adapter; add model.lora or "
-                "choose another objective"
+                f"{state}, and the objective {pairing[0]!r} compares passages of other queries, paired anew in every "
+                f"batch, with the original LLM, which is the model without its adapter; {cure} or choose another "
+                "objective"
             )
         if chosen == "live":
             raise ValueError(
-                "trainer.reference: 'live' is the model without its adapter, and model.lora is missing; set "
-                "trainer.reference to precomputed, or add model.lora"
+                f"trainer.reference: 'live' is the model without its adapter, and {state.replace(':', '')}; set "
+                f"trainer.reference to precomputed, or {cure}"
             )
 
     @property

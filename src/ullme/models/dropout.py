@@ -17,6 +17,9 @@ _UNHEEDED: Mapping[str, str] = {
     "diffllama": "differential attention takes no dropout",
 }
 
+#: Dropout of heads that no embedding comes through.
+_OTHER_HEADS = ("classifier", "summary")
+
 
 def set_attention_dropout(config: Any, probability: float) -> None:
     """Let a model built from this config drop attention weights with this probability, in train mode only.
@@ -45,5 +48,9 @@ def dropout_of(config: Any) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in found.items()
-        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        if "drop" in name
+        and not name.startswith(_OTHER_HEADS)
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and value > 0
     }

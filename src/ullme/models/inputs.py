@@ -76,8 +76,13 @@ def reference_logp(model: ULLME, texts: Texts) -> tuple[Tensor, Tensor]:
     """Log-likelihoods (N,) of the original LLM, which is the model with its adapter switched off, and tokens (N,).
 
     Raises:
-        ValueError: the model has no adapter.
+        ValueError: the model has no adapter, or not it alone makes the difference.
     """
+    if model.merged:
+        raise ValueError(
+            "reference: earlier adapters are merged into this model, so switching the last one off cannot give the "
+            "original LLM; compute the reference before training (trainer.reference: precomputed)"
+        )
     if model.peft_model is None:
         raise ValueError(
             "reference: this model has no adapter, so switching it off cannot give the original LLM; set lora_name"

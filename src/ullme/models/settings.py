@@ -35,7 +35,7 @@ class ModelSettings:
         lora_target_modules: peft's module names, or ``"all-linear"`` for every linear layer but the LM head.
         adapter_path: folder of an existing peft adapter to start from: the same adapter is trained further.
         merged_adapters: folders of earlier stages' adapters, checkpoints of ours or plain peft ones, merged into the
-            weights in this order; a new adapter starts on top of them. The original LLM is then gone from memory.
+            weights in this order; a new adapter starts on top of them. Their poolers are not taken along.
         pooling: ``mean``, ``weightedmean``, ``cls`` (first token), ``lasttoken``, ``latent``, or the import path
             ``module:name`` of a function or module outside ullme.
         attention: attention of embeddings, ``bidirectional`` or ``causal``; generation is always causal.
@@ -121,6 +121,11 @@ class ModelSettings:
     def has_adapter(self) -> bool:
         """Whether the model is a base with an adapter rather than one set of weights."""
         return bool(self.lora_name or self.adapter_path)
+
+    @property
+    def keeps_original(self) -> bool:
+        """Whether the model with its adapter switched off is the original LLM."""
+        return self.has_adapter and not self.merged_adapters
 
     def text_tokenizer(self, tokenizer: Any) -> TextTokenizer:
         """The way from text to token ids of a model with these settings and this tokenizer."""

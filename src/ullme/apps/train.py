@@ -68,6 +68,8 @@ def train(config: RunConfig) -> TrainedRun:
     require_known_tasks(config)
     dataset = load_training_pairs(config)
     held_out = load_pairs(config.data.eval) if config.data.eval else None
+    if held_out is not None:
+        require_scores(config, held_out)
     set_seed(config.trainer.seed)  # a new adapter starts from random numbers
     model = ULLME(**config.model.settings().to_dict())
     arguments = training_arguments(config)  # joins the other processes, among which the loader shares its rows
@@ -103,8 +105,20 @@ def load_training_pairs(config: RunConfig) -> PairDataset:
     dataset = load_pairs(config.data.train)
     if config.needs_negatives:
         dataset.require_negatives(f"the objective {config.needs_negatives[0]!r} needs them")
+    require_scores(config, dataset)
     require_dropout(config, dataset)
     return dataset
+
+
+def require_scores(config: RunConfig, dataset: PairDataset) -> None:
+    """Raise if an objective learns from a teacher's scores and a row has none.
+
+    Raises:
+        ValueError: names the first such row.
+    """
+    learning = [objective.type for objective in config.objectives if "teacher" in objective.needs]
+    if learning:
+        dataset.require_scores(f"the objective {learning[0]!r} learns from them")
 
 
 def build_collator(config: RunConfig, tokenizer: TextTokenizer) -> PairCollator:

@@ -130,6 +130,12 @@ class EvaluatingTrainer(CheckpointTrainer):
                 f"train_loader: its batches have no generation texts, which {', '.join(wanting)} need(s); "
                 "build them with PairCollator(model.text_tokenizer, generation=True)"
             )
+        if "teacher" in self.needs and batch.teacher_BP is None:
+            wanting = [name for name, term in self.objectives.items() if "teacher" in term.needs]
+            raise ValueError(
+                f"train_loader: a row of {', '.join(batch.row_ids[:3])}, ... has no scores of a teacher, which "
+                f"{', '.join(wanting)} need(s); give every PairExample scores"
+            )
         if self.reference is None or batch.ref_logp_BP is not None:
             return batch
         return self.reference.filled(batch)

@@ -117,4 +117,4 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _described(found: Any) -> str:
-    return f"the class {found.__name__}" if inspect.isclass(found) else f"a {type(found).__name__}"
+    return f"the class {found.__name__}" if inspect.isclass(found) else f"of type {type(found).__name__}"

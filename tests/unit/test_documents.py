@@ -26,7 +26,7 @@ def names_of(path):
     return found
 
 
-@pytest.mark.parametrize("document", ["docs/paper_index.md", "README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["docs/paper_index.md", "docs/extending.md", "README.md", "CONTRIBUTING.md"])
 def test_every_file_and_function_that_a_document_names_exists(document):
     text = (ROOT / document).read_text()
     places = set(re.findall(r"`((?:src|tests|docs|configs|benchmarks)/[\w./]+)(?:::(\w+))?`", text))

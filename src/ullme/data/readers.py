@@ -1,26 +1,31 @@
-"""Files and datasets as rows: one reader per format, each streaming ``(row number, row)``."""
+"""Files and datasets as rows: one reader per format, each streaming ``(row number, row)``.
+
+A format of ``READERS`` goes by its name; one outside ullme by the import path of a function with the same arguments.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ullme.data.wording import hint, nearest, shortened
+from ullme.extension import imported_function, is_import_path
 
-Format = Literal["jsonl", "parquet", "saved", "hub"]
 Row = tuple[int, dict[str, Any]]
+Reader = Callable[..., Iterator[Row]]
 
 #: How a file's name tells its format.
-SUFFIXES: dict[str, Format] = {
+SUFFIXES: dict[str, str] = {
     ".jsonl": "jsonl",
     ".jsonl.gz": "jsonl",
     ".ndjson": "jsonl",
@@ -31,17 +36,17 @@ SUFFIXES: dict[str, Format] = {
 _ROWS_AT_ONCE = 1024
 
 
-def format_of(path: str, given: Format | None = None) -> Format:
+def format_of(path: str, given: str | None = None) -> str:
     """The format of a source: the given one, or by suffix for a file, by content for a folder.
 
-    What is neither file nor folder is a dataset's name.
+    What is neither file nor folder is a dataset's name. What a reader outside ullme reads, only that knows.
 
     Raises:
         ValueError: a file that does not exist, or whose name tells no format.
     """
     place = Path(path)
     if given is not None:
-        fits = given == "hub" or (place.is_dir() if given == "saved" else place.is_file())
+        fits = given == "hub" or is_import_path(given) or (place.is_dir() if given == "saved" else place.is_file())
         if not fits:
             wanted = "folder" if given == "saved" else "file"
             raise ValueError(f"{path}: no such {wanted}, which format {given!r} needs{_nearest_file(place)}")
@@ -167,9 +172,43 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120]
 
 
-READERS: dict[Format, Callable[..., Iterator[Row]]] = {
+READERS: dict[str, Reader] = {
     "jsonl": jsonl_rows,
     "parquet": parquet_rows,
     "saved": saved_rows,
     "hub": hub_rows,
 }
+
+
+def reader_of(name: str) -> Reader:
+    """The reader of a format: by name, or by import path.
+
+    Raises:
+        ValueError: there is none; the message offers the nearest.
+    """
+    if is_import_path(name):
+        return partial(_outside_rows, name, imported_function(name, "format", ("path", "subset", "split")))
+    if name not in READERS:
+        known = f"choose from {', '.join(READERS)}, or name a function as module:name"
+        raise ValueError(f"format: {name!r} is unknown; {known}{hint(name, READERS)}")
+    return READERS[name]
+
+
+def _outside_rows(
+    name: str, read: Callable[..., Any], path: str, subset: str | None = None, split: str | None = None
+) -> Iterator[Row]:
+    """The rows of a reader outside ullme; what it complains of, or gives wrongly, is said with its place."""
+    last = "before the first row"
+    try:
+        for item in read(path, subset, split):
+            if not _is_row(item):
+                raise ValueError(f"{shortened(item)} is no row; let {name} yield (number, {{column: value}})")
+            last = f"after row {item[0]}"
+            yield item
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}, {last}: {said}; correct the data or {name!r}") from error
+
+
+def _is_row(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], int) and isinstance(item[1], Mapping)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ullme.data.columns import roles_of
-from ullme.data.readers import READERS, Format, format_of
+from ullme.data.readers import format_of, reader_of
 from ullme.data.rows import RowReader
 
 
@@ -27,7 +27,8 @@ class DataSource(BaseModel):
     Attributes:
         path: a ``.jsonl`` (``.gz``) or ``.parquet`` file, a folder that ``datasets`` saved, or a dataset's hub name.
         name: what the source is called in row ids and messages; default the file's name.
-        format: ``jsonl``, ``parquet``, ``saved`` or ``hub``; default by the path.
+        format: ``jsonl``, ``parquet``, ``saved``, ``hub``, or the import path ``module:name`` of a function outside
+            ullme; default by the path.
         subset: configuration of a hub dataset.
         split: split of a dataset that has several (default ``train``).
         columns: role -> column(s) where they differ from the names above; an empty list leaves a role unread.
@@ -39,12 +40,19 @@ class DataSource(BaseModel):
 
     path: str
     name: str | None = None
-    format: Format | None = None
+    format: str | None = None
     subset: str | None = None
     split: str | None = None
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
     instruction: str | None = None
     limit: int | None = Field(default=None, ge=1)
+
+    @field_validator("format")
+    @classmethod
+    def _readable(cls, name: str | None) -> str | None:
+        if name is not None:
+            reader_of(name)
+        return name
 
     @field_validator("columns")
     @classmethod
@@ -62,7 +70,7 @@ class DataSource(BaseModel):
         chosen = format_of(path, self.format)
         reader = RowReader(f"{path}, {'line' if chosen == 'jsonl' else 'row'}", roles_of(self.columns))
         found = False
-        for number, row in islice(READERS[chosen](path, self.subset, self.split), self.limit):
+        for number, row in islice(reader_of(chosen)(path, self.subset, self.split), self.limit):
             found = True
             yield reader.read(row, number)
         if not found:

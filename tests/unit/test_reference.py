@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.parity.float64 import in_float64
 from tests.parity.oracle import gradients, relative_error
-from tests.unit.training import pairs, tiny_model, trainer
+from tests.unit.training import FULL, computed_reference, pairs, tiny_model, trainer
 from ullme.data import PairCollator, PairDataset
-from ullme.models import ULLME
 from ullme.models.inputs import reference_logp
 from ullme.objectives import DPO
-from ullme.trainer import GradCacheTrainer, ReferenceTable, compute_reference
-from ullme.trainer import reference as reference_module
+from ullme.trainer import GradCacheTrainer, compute_reference
 from ullme.trainer.reference_table import token_keys
 
-FULL = {"lora_name": None, "lora_r": 16, "lora_dropout": 0.0}
 ROWS = 8
 
 
-def computed(model, folder, data=None, **options) -> ReferenceTable:
-    options = {"shard_texts": 7, "show_progress_bar": False, **options}
-    return compute_reference(model, pairs(ROWS) if data is None else data, folder / "reference", **options)
+def computed(model, folder, data=None, **options):
+    return computed_reference(model, folder, pairs(ROWS) if data is None else data, **options)
 
 
 def batch_of(model, data, index, **options):
@@ -42,26 +37,6 @@ def gradient_of_a_step(folder, model, batch, objectives="grl", **options):
     found = gradients(model)
     model.zero_grad()
     return found, float(loss)
-
-
-@pytest.fixture
-def limited(monkeypatch):
-    """Lets models score texts a number of times, then interrupts the process; the calls are listed."""
-    score = ULLME.score_texts
-
-    def limit(allowed):
-        calls = []
-
-        def counted(model, texts):
-            if len(calls) == allowed:
-                raise KeyboardInterrupt
-            calls.append(len(texts))
-            return score(model, texts)
-
-        monkeypatch.setattr(ULLME, "score_texts", counted)
-        return calls
-
-    return limit
 
 
 @pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-12), (False, 1e-6)], ids=["float64", "float32"])
@@ -156,7 +131,7 @@ def test_full_fine_tuning_compares_with_a_copy_of_the_model_from_before(tmp_path
     inputs = replace(model.train()(batch=batch, needs={"logp"}), ref_logp_BP=ref_logp_BP)
     right = DPO()(inputs).mean()
     right.backward()
-    assert loss == pytest.approx(float(right), rel=1e-12)
+    assert loss == pytest.approx(right.item(), rel=1e-12)
     assert relative_error(found, gradients(model)) < 1e-12
 
 
@@ -181,140 +156,6 @@ def test_the_papers_facade_takes_a_table(tmp_path):
     GradCacheTrainer(gen_loss_type="dpo", reference=computed(model, tmp_path), **options).fit_epoch(model, [batch])
 
 
-def test_what_is_complete_costs_no_forward_and_what_is_not_goes_on(tmp_path, limited):
-    model = tiny_model(tmp_path, **FULL)
-    limited(2)
-    with pytest.raises(KeyboardInterrupt):
-        computed(model, tmp_path)
-    files = sorted(p.name for p in (tmp_path / "reference").iterdir())
-    assert files == ["00000.safetensors", "00001.safetensors", "manifest.json"]
-    calls = limited(4)
-    table = computed(model, tmp_path)
-    assert calls == [7, 3]  # of 24 texts, the third and the fourth shard
-    limited(0)
-    again = computed(tiny_model(tmp_path, **FULL), tmp_path, shard_texts=5)
-    assert torch.equal(table.logp_N, again.logp_N) and (table.key_N == again.key_N).all()
-
-
-def test_an_adapter_in_training_does_not_change_the_fingerprint(tmp_path, limited):
-    table = computed(tiny_model(tmp_path, **FULL), tmp_path)
-    limited(0)
-    model = tiny_model(tmp_path)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter += 1.0
-    assert torch.equal(computed(model, tmp_path).logp_N, table.logp_N)
-
-
-def test_computing_changes_neither_model_nor_random_numbers(tmp_path):
-    model = tiny_model(tmp_path).train()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    state = torch.get_rng_state()
-    computed(model, tmp_path)
-    assert torch.equal(torch.get_rng_state(), state) and all(m.training for m in model.modules())
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-
-def changed_weight(model):
-    with torch.no_grad():
-        next(model.causal_lm.parameters())[0, 0] += 1.0
-    return model
-
-
-def changed_tokenizer(model):
-    model.tokenizer.add_tokens(["number"])
-    return model
-
-
-def changed_row(model):
-    rows = [pairs(ROWS)[i] for i in range(ROWS)]
-    rows[3] = replace(rows[3], negatives=(*rows[3].negatives[:-1], "something else"))
-    return {"data": PairDataset.from_examples(rows)}
-
-
-CHANGES = {
-    "weights [0-9a-f]{12}, and this run has [0-9a-f]{12}; take the model": lambda m, f: {"model": changed_weight(m)},
-    "tokenizer .*set tokenizer back": lambda m, f: {"model": changed_tokenizer(m)},
-    "generation_template 'Query: ": lambda m, f: {"model": tiny_model(f, **FULL, generation_template="{query}: ")},
-    "max_length '64', and this run has '9'; set max_length": lambda m, f: {
-        "model": tiny_model(f, **FULL, max_length=9)
-    },
-    "precision 'torch.float32', and this run has 'torch.float32 under autocast to torch.bfloat16'": lambda m, f: {
-        "autocast": torch.bfloat16
-    },
-    "precision 'torch.float32', and this run has 'torch.float64'": lambda m, f: {"model": m.double()},
-    "data 'pairs' [0-9a-f]{12}, .*; give the pairs": lambda m, f: changed_row(m),
-    "data 'held' none": lambda m, f: {"data": {"pairs": pairs(ROWS), "held": pairs(2)}},
-}
-
-
-@pytest.mark.parametrize("said", CHANGES)
-def test_another_part_is_refused_by_name(tmp_path, said):
-    model = tiny_model(tmp_path, **FULL)
-    computed(model, tmp_path)
-    changed = {"model": model, **CHANGES[said](model, tmp_path)}
-    if "precision" in said and "float64" in said:
-        said = f"weights|{said}"  # another dtype is also other bytes
-    with pytest.raises(ValueError, match=said) as caught:
-        computed(changed.pop("model"), tmp_path, **changed)
-    message = str(caught.value)
-    assert "\n" not in message and message.startswith("reference '") and "delete the folder" in message
-
-
-def manifest(folder, text):
-    (folder / "manifest.json").write_text(text)
-
-
-def truncated(folder, _):
-    (folder / "00001.safetensors").write_bytes((folder / "00001.safetensors").read_bytes()[:-9])
-
-
-def flipped(folder, _):
-    tensors = load_file(folder / "00001.safetensors")
-    save_file({**tensors, "logp": tensors["logp"] + 1}, folder / "00001.safetensors", metadata={"digest": "0" * 64})
-
-
-DAMAGE = {
-    "manifest.json' is damaged or no manifest .*; delete the folder": (manifest, "{"),
-    "manifest.json' is damaged or no manifest ": (manifest, "[1, 2]"),
-    "manifest.json' is not of format 1; update ullme": (manifest, '{"format": 2}'),
-    "00001.safetensors' is damaged .*; delete this file": (truncated, ""),
-    "00001.safetensors' is damaged or belongs to another folder": (flipped, ""),
-    "holds no manifest.json; name another folder": (lambda folder, _: (folder / "manifest.json").unlink(), ""),
-}
-
-
-@pytest.mark.parametrize("said", DAMAGE)
-def test_damage_is_refused_by_name(tmp_path, said):
-    model = tiny_model(tmp_path, **FULL)
-    computed(model, tmp_path)
-    spoil, text = DAMAGE[said]
-    spoil(tmp_path / "reference", text)
-    with pytest.raises(ValueError, match=said) as caught:
-        computed(model, tmp_path)
-    assert "\n" not in str(caught.value) and str(caught.value).startswith("reference")
-
-
-def test_a_shard_that_went_missing_is_computed_again(tmp_path, limited):
-    model = tiny_model(tmp_path, **FULL)
-    table = computed(model, tmp_path)
-    (tmp_path / "reference" / "00002.safetensors").unlink()
-    calls = limited(4)
-    assert torch.equal(computed(model, tmp_path).logp_N, table.logp_N) and calls == [7]
-
-
-def test_a_likelihood_that_is_not_finite_names_its_row(tmp_path):
-    model = tiny_model(tmp_path, **FULL)
-    with torch.no_grad():
-        model.causal_lm.get_output_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="row pairs:1 is nan; look at the row"):
-        computed(model, tmp_path)
-    assert json.loads((tmp_path / "reference" / "manifest.json").read_text())["texts"] == 3 * ROWS
-
-
 def test_what_cannot_work_is_refused_before_training(tmp_path):
     model = tiny_model(tmp_path, **FULL)
     table = computed(model, tmp_path)
@@ -333,25 +174,3 @@ def test_what_cannot_work_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file; name a folder"):
         compute_reference(model, pairs(2), tmp_path / "file")
-
-
-def test_processes_share_the_shards_and_read_all(tmp_path, monkeypatch):
-    """Rank 1 of 2 computes every second shard; the table is whole only when rank 0 has done the others."""
-    model = tiny_model(tmp_path, **FULL)
-    right = computed(model, tmp_path / "single")
-    with monkeypatch.context() as second:
-        second.setattr(reference_module.distributed, "rank", lambda: 1)
-        second.setattr(reference_module.distributed, "world_size", lambda: 2)
-        (tmp_path / "reference").mkdir()
-        kept = sorted(p.name for p in (tmp_path / "single" / "reference").iterdir())
-        (tmp_path / "reference" / "manifest.json").write_bytes(
-            (tmp_path / "single" / "reference" / "manifest.json").read_bytes()
-        )
-        with pytest.raises(ValueError, match="00000.safetensors' is missing.*a disk that all processes share"):
-            computed(model, tmp_path)
-    assert sorted(p.name for p in (tmp_path / "reference").glob("*.safetensors")) == [
-        "00001.safetensors",
-        "00003.safetensors",
-    ]
-    assert torch.equal(computed(model, tmp_path).logp_N, right.logp_N)
-    assert sorted(p.name for p in (tmp_path / "reference").iterdir()) == kept

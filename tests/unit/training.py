@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.tiny import tiny_folder, tiny_ullme
 from ullme.data import PairCollator, PairDataset
 from ullme.models import ULLME
-from ullme.trainer import EmbeddingTrainer, training_arguments
+from ullme.trainer import EmbeddingTrainer, ReferenceTable, compute_reference, training_arguments
 from ullme.types import PairExample
 
 WORDS = "cat dog tree house river stone cloud bread night music road light".split()
@@ -58,6 +58,16 @@ def trainer(folder: Path, model: ULLME, objectives="grl", dataset: PairDataset |
         data_collator=PairCollator(model.text_tokenizer, generation=True),
         **given,
     )
+
+
+#: Settings of a model whose own weights are trained.
+FULL = {"lora_name": None, "lora_r": 16, "lora_dropout": 0.0}
+
+
+def computed_reference(model: ULLME, folder: Path, data, **options) -> ReferenceTable:
+    """The reference's likelihoods in ``folder / "reference"``, in files of seven texts."""
+    options = {"shard_texts": 7, "show_progress_bar": False, **options}
+    return compute_reference(model, data, folder / "reference", **options)
 
 
 def weights(model: ULLME) -> dict[str, Tensor]:

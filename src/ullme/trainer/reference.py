@@ -65,8 +65,14 @@ def compute_reference(
         show_progress_bar: show how many texts are done.
 
     Raises:
-        ValueError: the folder was computed for something else, is damaged, or a likelihood is not finite.
+        ValueError: the model is not the original LLM, the folder was computed for something else or is damaged, or a
+            likelihood is not finite.
     """
+    if model.merged:
+        raise ValueError(
+            f"merged_adapters: {list(model.settings.merged_adapters)} are in the model's weights, so it is not the "
+            "original LLM; give compute_reference the model without them"
+        )
     if shard_texts < 1:
         raise ValueError(f"shard_texts: {shard_texts} is less than 1; give the texts of one file")
     sets = data if isinstance(data, Mapping) else {"pairs": data}
@@ -111,20 +117,30 @@ def require_reference(model: ULLME, objectives: Mapping[str, Objective], table: 
     pairing = [name for name, objective in objectives.items() if "mismatched" in objective.measures | objective.needs]
     if table is not None and not needing:
         raise ValueError("reference: is given and no objective compares with the original LLM; leave it out")
-    if model.peft_model is not None:
+    if model.peft_model is not None and not model.merged:
         return
+    found, cure = _MERGED if model.merged else _WITHOUT_ADAPTER
     if pairing:
         raise ValueError(
             f"objectives: {pairing[0]} compares passages of other queries, paired anew in every batch, with the "
-            "original LLM, which is the model without its adapter, but the model has none; give it lora_name "
-            "(say 'ullme')"
+            f"original LLM, {found}; {cure}, or take another objective"
         )
     if needing and table is None:
         raise ValueError(
-            f"objectives: {needing[0]} compares with the original LLM, which is the model without its adapter, but the "
-            "model has none; give it lora_name (say 'ullme'), or for full fine-tuning give the trainer "
-            "reference=compute_reference(model, pairs, folder) (trainer.reference: precomputed in a run file)"
+            f"objectives: {needing[0]} compares with the original LLM, {found}; {cure}, or give the trainer "
+            "reference=compute_reference(original, pairs, folder) (trainer.reference: precomputed in a run file)"
         )
+
+
+#: Why a model does not hold the original LLM, and what to do about it.
+_WITHOUT_ADAPTER = (
+    "which is the model without its adapter, but the model has none",
+    "give it lora_name (say 'ullme')",
+)
+_MERGED = (
+    "which the model no longer holds, since merged_adapters are in its weights",
+    "train the last of them on (adapter_path) instead",
+)
 
 
 def _score_missing(model: ULLME, pairs: ScoredPairs, kept: ReferenceFolder, progress: bool) -> None:

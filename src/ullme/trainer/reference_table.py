@@ -118,7 +118,12 @@ class ReferenceFolder:
             return cls(path, fingerprint, texts, shard_texts)
         kept = _read_manifest(path)
         _require_same(path, kept["fingerprint"], fingerprint)
-        return cls(path, fingerprint, kept["texts"], kept["shard_texts"])
+        if kept["texts"] != texts:
+            raise ValueError(
+                f"reference: {str(path / MANIFEST_FILE)!r} is damaged ({kept['texts']} texts, but its data has {texts}); "
+                "delete the folder to compute it again"
+            )
+        return cls(path, fingerprint, texts, kept["shard_texts"])
 
     @property
     def shards(self) -> list[range]:
@@ -197,7 +202,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
         sound = content["format"] == FORMAT and isinstance(content["fingerprint"], dict)
-        sound = sound and content["texts"] >= 1 and content["shard_texts"] >= 1
+        sound = sound and range(content["texts"]) and range(content["shard_texts"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"reference: {str(place)!r} is damaged or no manifest ({error}); delete the folder to compute it again"

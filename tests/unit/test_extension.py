@@ -88,6 +88,14 @@ def test_a_model_with_an_outside_pooling_is_saved_and_loaded(outside, tiny_model
     assert loaded.fingerprint() == model.fingerprint()
 
 
+def test_a_model_whose_pooling_is_not_at_hand_says_where_to_put_it(outside, tiny_models):
+    tiny_ullme(tiny_models, pooling="my_pooling:maximum").save_pretrained(outside / "model")
+    (outside / "my_pooling.py").rename(outside / "elsewhere.py")
+    sys.modules.pop("my_pooling")
+    with pytest.raises(ValueError, match="pooling: 'my_pooling:maximum': there is no module .* on PYTHONPATH"):
+        ULLME.from_pretrained(outside / "model")
+
+
 def test_an_untrained_attention_pooling_is_mean_pooling(outside):
     hidden_NTD, mask_NT = torch.randn(2, 4, 8), torch.ones(2, 4)
     given = (hidden_NTD, mask_NT, mask_NT.bool())

@@ -9,6 +9,7 @@ import torch
 from tests.extending import importable
 from ullme.config import read_run_file
 from ullme.objectives import DPO, Contrastive, Objective, as_mapping, named, objectives_from
+from ullme.trainer import GradCacheTrainer
 from ullme.types import ObjectiveInputs
 
 
@@ -79,11 +80,18 @@ def test_logs_call_an_objective_by_its_class_or_by_the_type_it_states():
     assert list(named([Margin(), Named(), Margin(), Contrastive()])) == ["Margin", "margin", "Margin_2", "contrastive"]
 
 
+def test_the_papers_trainer_takes_an_outside_objective_for_its_generation_loss(outside):
+    trainer = GradCacheTrainer(gen_loss_type="my_objective:MarginRanking", generation={"margin": 0.3}, use_cpu=True)
+    assert list(named(trainer.objectives)) == ["contrastive", "MarginRanking"]
+    assert (trainer.objectives[1].margin, trainer.objectives[1].weight) == (0.3, 0.5)
+
+
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
         ({"needs": frozenset({"embeddings"})}, "needs ['embeddings'], which no model computes; choose from embedding"),
         ({"measures": frozenset({"logits"})}, "needs ['logits']"),
+        ({"measures": frozenset({"mismatched"})}, "measures ['mismatched'] and sums nothing; give it sums_BS"),
         ({"couples_batch": True, "needs": frozenset({"logp"})}, "set needs to frozenset({'embedding'})"),
     ],
 )

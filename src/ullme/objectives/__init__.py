@@ -46,6 +46,7 @@ __all__ = [
     "MarginMSE",
     "Objective",
     "SimPO",
+    "as_mapping",
     "measures_of",
     "named",
     "needs_of",

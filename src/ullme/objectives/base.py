@@ -65,6 +65,8 @@ class Objective(BaseModel):
                 f"{cls.__name__}: needs {sorted(cls.needs)}, and an objective that couples the batch sees embeddings "
                 "alone; set needs to frozenset({'embedding'})"
             )
+        if cls.measures and cls.sums_BS is Objective.sums_BS:
+            raise ValueError(f"{cls.__name__}: measures {sorted(cls.measures)} and sums nothing; give it sums_BS")
 
     @model_validator(mode="before")
     @classmethod

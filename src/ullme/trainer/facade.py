@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers.trainer_utils import TrainOutput
 
+from ullme.extension import is_import_path
 from ullme.models import ULLME
 from ullme.objectives import Objective, objectives_from
 from ullme.objectives.contrastive import LOSS_ALIASES
@@ -30,7 +31,7 @@ class GradCacheTrainer:
     Args:
         con_loss_type: ``NTXentLoss`` (also ``InfoNCE``), ``SupConLoss``, or None.
         gen_loss_type: ``sft``, ``dpo`` (also ``sigmoid``), ``ipo``, ``hinge``, ``kto``, ``cpo``, ``simpo``, ``orpo``;
-            or None.
+            the import path of an objective outside ullme; or None.
         use_kl_loss: align the query's passages' scores in the two spaces.
         con_loss_weight: lambda of the contrastive loss.
         gen_loss_weight: lambda of the generation loss.
@@ -74,7 +75,7 @@ class GradCacheTrainer:
     ) -> None:
         if con_loss_type is not None:
             _require("con_loss_type", con_loss_type, CONTRASTIVE_LOSSES)
-        if gen_loss_type is not None:
+        if gen_loss_type is not None and not is_import_path(gen_loss_type):
             gen_loss_type = GENERATION_LOSSES[_require("gen_loss_type", gen_loss_type, GENERATION_LOSSES)]
         own = {"loss": con_loss_type, "temperature": temperature} if con_loss_type else {}
         of_contrastive = {**own, **(contrastive or {})}

@@ -14,6 +14,7 @@ from ullme.objectives import PRESETS, Objective, measures_of, named, needs_of
 from ullme.types import Batch, ObjectiveInputs
 
 Forward = Callable[[Batch], ObjectiveInputs]
+Preset = str | tuple[Objective, ...]  # the name of one, or objectives
 
 
 def forward_of(model: nn.Module, objectives: tuple[Objective, ...]) -> Forward:
@@ -46,10 +47,14 @@ def relative_error(found: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 
 
 def step_gradient(
-    model: nn.Module, batch: Batch, preset: str, chunk_tokens: int | None, forward: Forward | None = None
+    model: nn.Module,
+    batch: Batch,
+    preset: Preset,
+    chunk_tokens: int | None,
+    forward: Forward | None = None,
 ) -> tuple[dict[str, Tensor], float, int]:
     """Gradient, total loss and number of chunks of a GradCache step."""
-    objectives = PRESETS[preset]
+    objectives = PRESETS[preset] if isinstance(preset, str) else preset
     model.zero_grad()
     result = gradcache_step(
         batch,
@@ -72,10 +77,10 @@ def totals(model: nn.Module, batch: Batch, objective: Objective) -> Tensor | Non
 
 
 def whole_gradient(
-    model: nn.Module, batch: Batch, preset: str, parts: list[tuple[Batch, Tensor]] | None = None
+    model: nn.Module, batch: Batch, preset: Preset, parts: list[tuple[Batch, Tensor]] | None = None
 ) -> tuple[dict[str, Tensor], float]:
     """Gradient and loss of one autograd graph over the batch, in one piece or in parts with their own RNG states."""
-    objectives = PRESETS[preset]
+    objectives = PRESETS[preset] if isinstance(preset, str) else preset
     forward = forward_of(model, objectives)
     model.zero_grad()
     pieces = []

@@ -8,9 +8,6 @@ from typing import Any
 #: What configs call the dropout of attention weights, the usual name first.
 _NAMES = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
-#: Where a config keeps it, if not in itself.
-_SECTION = "attn_config"  # dbrx, mpt
-
 #: Architectures whose config has the field and whose attention does not heed it, and why (measured, transformers 5.23).
 _UNHEEDED: Mapping[str, str] = {
     "falcon": "its attention ignores the config's attention_dropout",
@@ -29,11 +26,10 @@ def set_attention_dropout(config: Any, probability: float) -> None:
     """
     text_config = config.get_text_config(decoder=True)
     kind = text_config.model_type
-    for owner in (text_config, getattr(text_config, _SECTION, None)):
-        for name in _NAMES:
-            if hasattr(owner, name) and kind not in _UNHEEDED:
-                setattr(owner, name, probability)
-                return
+    for name in _NAMES:
+        if hasattr(text_config, name) and kind not in _UNHEEDED:
+            setattr(text_config, name, probability)
+            return
     reason = _UNHEEDED.get(kind, "its config has no such field")
     raise ValueError(
         f"attention_dropout: {probability} cannot be set for model type {kind!r}, {reason}; use lora_dropout instead"
@@ -42,12 +38,9 @@ def set_attention_dropout(config: Any, probability: float) -> None:
 
 def dropout_of(config: Any) -> dict[str, float]:
     """The dropout probabilities above 0 in a config, by field."""
-    text_config = config.get_text_config(decoder=True)
-    section = getattr(text_config, _SECTION, None)
-    found = {**(section if isinstance(section, dict) else vars(section or object)), **text_config.to_dict()}
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in config.get_text_config(decoder=True).to_dict().items()
         if "drop" in name
         and not name.startswith(_OTHER_HEADS)
         and isinstance(value, int | float)

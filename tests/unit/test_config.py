@@ -124,7 +124,6 @@ def test_a_misspelt_key_is_answered_with_the_nearest(run_file, override, key, ne
         ("objectives=[]", "objectives: "),
         ("objectives.0.weight=-1", "objectives.0.weight: -1 should be greater than or equal to 0"),
         ("objectives=[{type: sft, weight: 0}]", "every weight is 0"),
-        ("model.lora=null", "model.lora: is missing"),
         ("data.negatives_per_query=0", "data.negatives_per_query: is 0"),
         ("data.train=[]", "data.train: "),
         ("data=3", "data: 3 is no section"),
@@ -138,6 +137,28 @@ def test_a_wrong_value_is_named_with_its_dotted_key(run_file, override, said):
     message = refusal(run_file, override)
     assert message.startswith(f"{run_file}: ")
     assert said in message
+
+
+def test_the_reference_is_live_where_the_model_holds_the_original(run_file):
+    def reference(*overrides):
+        return read_run_file(run_file, overrides).reference
+
+    assert reference() == "live"
+    assert reference("trainer.reference=precomputed") == "precomputed"
+    assert reference("model.lora=null") == "precomputed"
+    assert reference("model.merged_adapters=[some/stage]") == "precomputed"
+    assert reference("objectives=grl_sft") is None
+
+
+@pytest.mark.parametrize("gone", ["model.lora=null", "model.merged_adapters=[some/stage]"])
+def test_a_reference_that_cannot_be_had_is_refused_with_its_reason(run_file, gone):
+    key = gone.split("=")[0]
+    said = refusal(run_file, gone, "objectives=grl_kto")
+    assert said.startswith(f"{run_file}: {key}: ") and "objective 'kto' compares passages of other queries" in said
+    said = refusal(run_file, gone, "trainer.reference=live")
+    assert said.startswith(f"{run_file}: trainer.reference: 'live' is the model without its adapter") and key in said
+    said = refusal(run_file, "objectives=grl_sft", "trainer.reference=live")
+    assert "trainer.reference: is 'live', and no objective compares" in said
 
 
 @pytest.mark.parametrize(

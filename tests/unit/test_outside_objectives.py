@@ -101,6 +101,19 @@ def test_a_class_that_asks_for_what_does_not_exist_is_refused_when_it_is_written
     assert said in one_line(caught) and "Mine" in str(caught.value)
 
 
+def test_a_loss_that_is_already_a_mean_is_refused():
+    class Mean(Objective):
+        """It takes the mean itself, which would depend on the chunks."""
+
+        needs = frozenset({"embedding"})
+
+        def loss_B(self, inputs):
+            return inputs.score_BP.mean()
+
+    with pytest.raises(ValueError, match=r"Mean: loss_B gives shape \(\) for 3 queries; return one loss per query"):
+        Mean()(inputs())
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

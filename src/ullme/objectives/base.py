@@ -92,7 +92,13 @@ class Objective(BaseModel):
                 assert getattr(inputs, field) is not None, f"{self.type}: the inputs lack {field}"
         assert inputs.totals_S is not None or not self.measures, f"{self.type}: the inputs lack totals_S"
         with torch.autocast(inputs.passage_mask_BP.device.type, enabled=False):
-            return self.loss_B(_at_least_float32(inputs))
+            loss_B = self.loss_B(_at_least_float32(inputs))
+        if loss_B.shape != inputs.passage_mask_BP.shape[:1]:
+            raise ValueError(
+                f"{self.type}: loss_B gives shape {tuple(loss_B.shape)} for {len(inputs.passage_mask_BP)} queries; "
+                "return one loss per query, the step takes their mean"
+            )
+        return loss_B
 
 
 def _at_least_float32(inputs: ObjectiveInputs) -> ObjectiveInputs:

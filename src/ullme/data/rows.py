@@ -81,6 +81,8 @@ def _lone_text(row: Mapping[str, Any], layout: Layout, at: str) -> dict[str, Any
 
 def _scores(row: Mapping[str, Any], layout: Layout, lists: Mapping[str, list[str]], at: str) -> list[float] | None:
     """A teacher's scores of the positives and then of the negatives, or None."""
+    if not (layout["scores"] or layout["positive_scores"] or layout["negative_scores"]):
+        return None
     given = {role: [name for name in layout[role] if row[name] is not None] for role in SCORED}
     apart = [name for role in ("positive_scores", "negative_scores") for name in given[role]]
     if not (apart or given["scores"]):
@@ -89,14 +91,16 @@ def _scores(row: Mapping[str, Any], layout: Layout, lists: Mapping[str, list[str
         both = f"both {given['scores'][0]!r} and {apart[0]!r} have scores"
         raise ValueError(f"{at}: {both}; leave one unread with columns: {{scores: []}}, or remove it")
     found: list[float] = []
-    for role in ("positive_scores", "negative_scores") if apart else ("scores",):
+    read = ("positive_scores", "negative_scores") if apart else ("scores",)
+    for role in read:
         numbers = [number for name in given[role] for number in _numbers(row[name], name, at)]
         wanted = [text for kind in SCORED[role] for text in lists[kind]]
         if len(numbers) != len(wanted):
             name = (layout[role] or DEFAULT_COLUMNS[role])[-1]
+            unread = ", ".join(f"{role}: []" for role in read)
             raise ValueError(
                 f"{at}: {name}: {len(numbers)} scores for {len(wanted)} {' and '.join(SCORED[role])}; give one number "
-                f"for each, or set columns: {{{role}: []}} to leave them unread"
+                f"for each, or set columns: {{{unread}}} to leave scores unread"
             )
         found += numbers
     return found

@@ -131,15 +131,8 @@ def test_files_called_alike_are_told_apart_by_their_paths(tmp_path):
 
 
 def test_summary_counts_what_is_there(tmp_path):
-    assert check_pairs(write_jsonl(tmp_path / "a.jsonl", ROWS)) == {
-        "a.jsonl": {
-            "rows": 3,
-            "rows_with_negatives": 2,
-            "rows_with_scores": 0,
-            "passages": 6,
-            "longest_passage": 11,
-        }
-    }
+    said = {"rows": 3, "rows_with_negatives": 2, "rows_with_scores": 0, "passages": 6, "longest_passage": 11}
+    assert check_pairs(write_jsonl(tmp_path / "a.jsonl", ROWS)) == {"a.jsonl": said}
 
 
 def test_examples_at_hand_make_a_dataset():

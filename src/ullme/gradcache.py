@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -51,22 +51,30 @@ class Term(Weighted, Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured: global means (scalars, unweighted but for ``total``) and this rank's losses per query."""
+    """What a step measured: global means (scalars, unweighted but for ``total``) and this rank's losses per query.
+
+    ``finite`` tells whether the total, and all from which every rank's losses were computed, is neither NaN nor
+    infinite: a loss that looks away from such a number, as one without negatives does, has a NaN for its gradient.
+    ``finite_B`` tells the same of this rank's queries. ``inputs`` is what evaluation computed of them.
+    """
 
     total: Tensor
     losses: dict[str, Tensor]
     loss_B: dict[str, Tensor]
-    embedded_B: Tensor | None  # whether a query and its passages have finite embeddings; None if none were needed
+    finite: Tensor
+    finite_B: Tensor
     chunks: int
+    inputs: ObjectiveInputs | None = None
 
     def rows_not_finite(self, row_ids: Sequence[str]) -> list[str]:
         """The ids of this rank's queries that made the loss NaN or infinite.
 
-        One broken embedding breaks every coupled loss of the batch, so rows with such an embedding are named alone.
+        One broken embedding breaks every coupled loss of the batch, so rows whose own numbers are broken are named
+        alone.
         """
-        bad_B = ~torch.stack([torch.isfinite(loss_B) for loss_B in self.loss_B.values()]).all(0)
-        if self.embedded_B is not None and not self.embedded_B.all():
-            bad_B = ~self.embedded_B
+        bad_B = ~self.finite_B
+        if self.finite_B.all():
+            bad_B = ~torch.stack([torch.isfinite(loss_B) for loss_B in self.loss_B.values()]).all(0)
         return [row_id for row_id, bad in zip(row_ids, bad_B.tolist(), strict=True) if bad]
 
 
@@ -112,7 +120,7 @@ def gradcache_step(
     """
     chunks = _chunks(batch, chunk_tokens)
     count = distributed.global_sum(_exists(batch).sum(), batch.passage_mask_BP.device).item()
-    terms = _measured(objectives, chunks, measure, distributed.global_sum)
+    terms, measured = _measured(objectives, chunks, measure, distributed.global_sum)
     coupled = {name: term for name, term in terms.items() if term.couples_batch}
     separate = {name: term for name, term in terms.items() if not term.couples_batch}
     # one chunk: its graph is kept, and nothing has to run twice
@@ -126,6 +134,7 @@ def gradcache_step(
         local = _joined(batch, chunks, first)
         cache, loss_B = _coupled_gradient(local, coupled, count)
     parts: dict[str, list[Tensor]] = {name: [] for name in separate}
+    finite: list[Tensor] = []
     for i, chunk in enumerate(chunks):
         with no_sync() if i < len(chunks) - 1 else nullcontext():
             inputs = kept if kept is not None else _seeded(forward, chunk)
@@ -133,10 +142,12 @@ def gradcache_step(
             summands = [separate[name].weight * value_B.sum() / count for name, value_B in chunk_loss_B.items()]
             summands += [] if cache is None else [_surrogate(inputs, cache, chunk)]
             backward(torch.stack(summands).sum() * (0.0 if chunk.idle else gradient_scale))
+        finite.append(_finite_B(inputs, chunk))
         for name, value_B in chunk_loss_B.items():
             parts[name].append(value_B.detach()[:0] if chunk.idle else value_B.detach())
     loss_B |= {name: torch.cat(values) for name, values in parts.items()}
-    return _result({name: loss_B[name] for name in terms}, terms, count, local, len(chunks))
+    finite_B = torch.cat(finite) & torch.cat(measured or finite)
+    return _result({name: loss_B[name] for name in terms}, terms, count, finite_B, len(chunks))
 
 
 @torch.no_grad()
@@ -151,7 +162,7 @@ def batch_losses(
     """The losses of this rank's batch alone, without gradient: what evaluation reports. Nothing crosses ranks."""
     index = _cut(batch, chunk_tokens)
     chunks = [_Chunk(slice(rows[0], rows[-1] + 1), batch.rows(rows), seed=0) for rows in index]
-    terms = _measured(objectives, chunks, measure, lambda sums_S, device: sums_S)
+    terms, measured = _measured(objectives, chunks, measure, lambda sums_S, device: sums_S)
     found = [forward(chunk.batch) for chunk in chunks]
     count = float(_exists(batch).sum())
     separate = {name: term for name, term in terms.items() if not term.couples_batch}
@@ -159,12 +170,13 @@ def batch_losses(
         name: torch.cat([_counted(term(inputs), chunk.batch) for chunk, inputs in zip(chunks, found, strict=True)])
         for name, term in separate.items()
     }
-    whole = _joined(batch, chunks, found) if len(separate) < len(terms) else None
-    if whole is not None:
-        loss_B |= {n: _counted(term(whole), batch) for n, term in terms.items() if term.couples_batch}
+    whole = _together(batch, found)
+    loss_B |= {n: _counted(term(whole), batch) for n, term in terms.items() if term.couples_batch}
     losses = {name: loss_B[name].sum() / count for name in terms}
     total = torch.stack([term.weight * losses[name] for name, term in terms.items()]).sum()
-    return StepResult(total, losses, loss_B, _finite(whole), len(chunks))
+    finite = [_finite_B(inputs, chunk) for chunk, inputs in zip(chunks, found, strict=True)]
+    finite_B = torch.cat(finite) & torch.cat(measured or finite)
+    return StepResult(total, losses, loss_B, torch.isfinite(total) & finite_B.all(), finite_B, len(chunks), whole)
 
 
 @dataclass(frozen=True)
@@ -192,19 +204,24 @@ def _measured(
     chunks: Sequence[_Chunk],
     measure: Forward | None,
     total: Callable[[Tensor, torch.device], Tensor],
-) -> dict[str, Weighted]:
-    """The terms, those that sum something over the batch knowing their sums."""
+) -> tuple[dict[str, Weighted], list[Tensor]]:
+    """The terms, those that sum something over the batch knowing their sums, and each chunk's ``_finite_B``, if any."""
     if measure is None:
-        return dict(terms)
+        return dict(terms), []
     summing = {name: term for name, term in terms.items() if term.measures}
     sums: dict[str, list[Tensor]] = {name: [] for name in summing}
+    finite: list[Tensor] = []
     for chunk in chunks:
         inputs = _seeded(measure, chunk)
+        finite.append(_finite_B(inputs, chunk))
         for name, term in summing.items():
             exists_B = _exists(chunk.batch) & (not chunk.idle)
             sums[name].append(torch.where(exists_B[:, None], term.sums_BS(inputs).double(), 0.0).sum(0))
     totals = {name: torch.stack(found).sum(0) for name, found in sums.items()}
-    return {n: _Measured(t, total(totals[n], totals[n].device)) if n in totals else t for n, t in terms.items()}
+    told: dict[str, Weighted] = {
+        n: _Measured(t, total(totals[n], totals[n].device)) if n in totals else t for n, t in terms.items()
+    }
+    return told, finite
 
 
 def _cut(batch: Batch, chunk_tokens: int | None) -> list[list[int]]:
@@ -320,19 +337,34 @@ def _counted(loss_B: Tensor, batch: Batch) -> Tensor:
     return torch.where(_exists(batch), loss_B, 0.0)
 
 
-def _finite(inputs: ObjectiveInputs | None) -> Tensor | None:
-    if inputs is None:
-        return None
-    query_BD, passage_BPD = _embeddings(inputs)
-    return torch.isfinite(query_BD).all(1) & torch.isfinite(passage_BPD).flatten(1).all(1)
+def _finite_B(inputs: ObjectiveInputs, chunk: _Chunk) -> Tensor:
+    """Whether all that was computed of each query of a chunk is finite; none of an idle one."""
+    finite_B = torch.ones_like(_exists(chunk.batch))
+    for value in _computed(inputs).values():
+        if value.is_floating_point():
+            finite_B &= torch.isfinite(value.detach()).flatten(1).all(1) if value.dim() > 1 else torch.isfinite(value)
+    return (finite_B | ~_exists(chunk.batch))[: 0 if chunk.idle else None]
+
+
+def _together(batch: Batch, found: Sequence[ObjectiveInputs]) -> ObjectiveInputs:
+    """All that was computed of a batch's chunks."""
+    parts = [_computed(inputs) for inputs in found]
+    return ObjectiveInputs.of(batch, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+def _computed(inputs: ObjectiveInputs) -> dict[str, Tensor]:
+    """What inputs hold of each query, beyond what every batch states."""
+    optional = [f.name for f in fields(inputs) if f.default is None and f.name != "totals_S"]
+    values = {name: getattr(inputs, name) for name in optional}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _result(
-    loss_B: dict[str, Tensor], terms: Mapping[str, Weighted], count: float, local: ObjectiveInputs | None, chunks: int
+    loss_B: dict[str, Tensor], terms: Mapping[str, Weighted], count: float, finite_B: Tensor, chunks: int
 ) -> StepResult:
     names = list(loss_B)
-    local_N = torch.stack([loss_B[name].double().sum() for name in names])
-    mean_N = distributed.global_sum(local_N, local_N.device) / count
+    local_N = torch.stack([*(loss_B[name].double().sum() for name in names), (~finite_B).double().sum()])
+    *mean_N, broken = distributed.global_sum(local_N, local_N.device) / count
     losses = dict(zip(names, mean_N, strict=True))
     total = torch.stack([terms[name].weight * losses[name] for name in names]).sum()
-    return StepResult(total, losses, loss_B, _finite(local), chunks)
+    return StepResult(total, losses, loss_B, torch.isfinite(total) & (broken == 0), finite_B, chunks)

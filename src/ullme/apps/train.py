@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from ullme.data import PairCollator, PairDataset, PairLoader, load_pairs, train_
 from ullme.models import ULLME
 from ullme.objectives import needs_of
 from ullme.prompts import TextTokenizer
-from ullme.trainer import EmbeddingTrainer, EmbeddingTrainingArguments, ReferenceTable, compute_reference
+from ullme.trainer import EmbeddingTrainer, EmbeddingTrainingArguments, ReferenceTable, compute_reference, plot_curves
 
 RUN_FILE = "run.yaml"
 MODEL_FOLDER = "model"
 SCORES_FILE = "scores.md"
+CURVES_FILE = "curves.png"
 REFERENCE_FOLDER = "reference"
 
 #: What may differ when a run is resumed: how long, how often and how fast, but not what is learned from what.
@@ -30,12 +31,13 @@ FREE_ON_RESUME = frozenset(
     f"trainer.{name}"
     for name in (
         "num_train_epochs max_steps chunk_tokens per_device_eval_batch_size gradient_checkpointing logging_steps "
-        "save_steps save_total_limit eval_steps report_to run_name use_cpu dataloader_num_workers resume output_dir"
+        "save_steps save_total_limit eval_steps report_to run_name use_cpu dataloader_num_workers resume output_dir "
+        "rank_agreement"
     ).split()
 )
 
 #: Keys of the trainer section that are ours and no training arguments.
-_OWN_KEYS = {"chunk_tokens", "reference", "resume", "eval_steps", "gradient_checkpointing"}
+_OWN_KEYS = {"chunk_tokens", "rank_agreement", "reference", "resume", "eval_steps", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ class TrainedRun:
 def train(config: RunConfig) -> TrainedRun:
     """Carry out a run, from its last checkpoint if it was interrupted.
 
-    Its folder gets ``run.yaml`` (the resolved run file), checkpoints, logs, the trained model in ``model/``, if the run
-    asks for an evaluation ``scores.md``, and if it needs them the original LLM's likelihoods in ``reference/``. All
-    that can be wrong with a run is found before the folder is touched.
+    Its folder gets ``run.yaml`` (the resolved run file), checkpoints, logs, their picture in ``curves.png``, the
+    trained model in ``model/``, if the run asks for an evaluation ``scores.md``, and if it needs them the likelihoods
+    under the original LLM in ``reference/``. All that can be wrong is found before the folder is touched.
 
     Raises:
         ValueError: the folder holds something else or another run, or data, model or objectives do not fit.
@@ -83,14 +85,16 @@ def train(config: RunConfig) -> TrainedRun:
         arguments,
         train_loader=loader,
         eval_dataset=held_out,
-        data_collator=build_collator(config, model.text_tokenizer) if held_out is not None else None,
+        data_collator=evaluation_collator(config, model.text_tokenizer) if held_out is not None else None,
         reference=precomputed_reference(config, model, dataset, held_out, arguments.device),
+        rank_agreement=config.trainer.rank_agreement,
         chunk_tokens=config.trainer.chunk_tokens,
     )
     trainer.train(resume_from_checkpoint=last)
     model.eval()
     if distributed.rank() == 0:
         model.save_pretrained(folder / MODEL_FOLDER)
+        draw(trainer.state.log_history, folder / CURVES_FILE)
         score(config, model)
     return TrainedRun(model, folder / MODEL_FOLDER, trainer.state.log_history)
 
@@ -134,6 +138,13 @@ def build_collator(config: RunConfig, tokenizer: TextTokenizer) -> PairCollator:
         seed=config.trainer.seed,
         masking=token_masking(config, tokenizer.tokenizer),
     )
+
+
+def evaluation_collator(config: RunConfig, tokenizer: TextTokenizer) -> PairCollator:
+    """How held-out rows become batches: as in training, with what is diagnosed besides."""
+    collator = build_collator(config, tokenizer)
+    collator.generation = collator.generation or bool(config.trainer.rank_agreement)
+    return collator
 
 
 def build_loader(config: RunConfig, dataset: PairDataset, tokenizer: TextTokenizer) -> PairLoader:
@@ -229,6 +240,13 @@ def require_known_tasks(config: RunConfig) -> None:
             hf_subsets=asked.hf_subsets,
             eval_splits=asked.eval_splits,
         )
+
+
+def draw(history: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw what a run logged; a run shorter than ``logging_steps`` logged no loss and gets no picture."""
+    history = list(history)
+    if any("loss" in entry for entry in history):
+        plot_curves(history, path)
 
 
 def score(config: RunConfig, model: ULLME) -> None:

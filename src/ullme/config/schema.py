@@ -118,11 +118,12 @@ class EvalConfig(Section):
 
 
 class TrainerConfig(Section):
-    """How long, how fast and where to: ``transformers.TrainingArguments`` by their own names, and two of ours.
+    """How long, how fast and where to: ``transformers.TrainingArguments`` by their own names, and some of ours.
 
     ``chunk_tokens`` are the tokens of one forward pass. ``reference`` says whence the original LLM's likelihoods come:
     ``live`` from the model without its adapter in every step, ``precomputed`` once before training; null takes the
-    first where there is an adapter and no earlier one is merged into the model.
+    first where there is an adapter and no earlier one is merged into the model. ``rank_agreement`` says whether
+    evaluation tells how alike the two spaces rank passages; null does where the objectives need both.
     """
 
     output_dir: Path
@@ -132,6 +133,7 @@ class TrainerConfig(Section):
     per_device_eval_batch_size: PositiveInt = 32
     chunk_tokens: PositiveInt = 8192
     reference: Literal["live", "precomputed"] | None = None
+    rank_agreement: bool | None = None
     learning_rate: float = Field(default=2e-4, gt=0)
     lr_scheduler_type: str = "linear"
     warmup_steps: NonNegativeFloat = 0
@@ -209,6 +211,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"trainer.eval_steps: is {self.trainer.eval_steps}, and there is nothing to evaluate on; "
                 "name held-out pairs in data.eval or leave it out"
+            )
+        if self.trainer.rank_agreement and not self.data.eval:
+            raise ValueError(
+                "trainer.rank_agreement: is true, and there is nothing to evaluate on; name held-out pairs in "
+                "data.eval or leave it out"
             )
         if not any(o.weight for o in self.objectives):
             raise ValueError("objectives: every weight is 0, so nothing would be learned; raise one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ullme.trainer.arguments import EmbeddingTrainingArguments, training_arguments
 from ullme.trainer.embedding import EmbeddingTrainer
 from ullme.trainer.facade import GradCacheTrainer
-from ullme.trainer.plots import plot_losses
+from ullme.trainer.plots import plot_curves, plot_losses
 from ullme.trainer.reference import compute_reference
 from ullme.trainer.reference_table import ReferenceTable
 
@@ -15,6 +15,7 @@ __all__ = [
     "GradCacheTrainer",
     "ReferenceTable",
     "compute_reference",
+    "plot_curves",
     "plot_losses",
     "training_arguments",
 ]

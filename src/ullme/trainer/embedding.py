@@ -15,11 +15,11 @@ from transformers.trainer_utils import TrainOutput
 
 from ullme import distributed
 from ullme.data import PairCollator, PairDataset, train_loader, with_mismatched
-from ullme.gradcache import StepResult, gradcache_step
+from ullme.gradcache import gradcache_step
 from ullme.models import ULLME
 from ullme.objectives import Objective, measures_of, named, needs_of, objectives_from
 from ullme.trainer.arguments import training_arguments
-from ullme.trainer.evaluation import EvalData, EvaluatingTrainer, Evaluator
+from ullme.trainer.evaluation import EvalData, EvaluatingTrainer, Evaluator, not_finite
 from ullme.trainer.freezing import only_reached_trainable
 from ullme.trainer.reference import require_reference
 from ullme.trainer.reference_table import ReferenceTable
@@ -47,6 +47,8 @@ class EmbeddingTrainer(EvaluatingTrainer):
         eval_dataset: pairs, or several sets of them by name.
         evaluator: metrics of the model, called on the main process with the model in eval mode.
         reference: likelihoods under the original LLM (``compute_reference``); None takes the model without its adapter.
+        rank_agreement: evaluate how alike retrieval scores and likelihoods rank passages; None does where objectives
+            need both, True computes what they do not need (the collator then needs ``generation=True``).
         chunk_tokens: tokens of one forward pass; the gradient does not depend on it.
         callbacks: callbacks of the Trainer.
         optimizers: optimizer and schedule, made from ``args`` where None.
@@ -67,6 +69,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
         eval_dataset: EvalData | Mapping[str, EvalData] | None = None,
         evaluator: Evaluator | None = None,
         reference: ReferenceTable | None = None,
+        rank_agreement: bool | None = None,
         chunk_tokens: int = CHUNK_TOKENS,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -76,11 +79,13 @@ class EmbeddingTrainer(EvaluatingTrainer):
         self.measures = measures_of(self.objectives.values())
         self.evaluator, self.chunk_tokens, self.train_loader = evaluator, chunk_tokens, train_loader
         require_reference(model, self.objectives, reference)
-        self.reference = reference
+        self.reference, self.rank_agreement = reference, rank_agreement
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens: {chunk_tokens} is less than 1; give the tokens of one forward pass")
         if (train_dataset is not None or eval_dataset is not None) and data_collator is None:
             raise ValueError("data_collator: is missing; give ullme.data.PairCollator(model.text_tokenizer)")
+        if rank_agreement and isinstance(data_collator, PairCollator) and not data_collator.generation:
+            raise ValueError("rank_agreement: True scores passages; give PairCollator(..., generation=True), or None")
         use_cache = model.config.use_cache
         super().__init__(
             model=model,
@@ -182,7 +187,9 @@ class EmbeddingTrainer(EvaluatingTrainer):
             no_sync=partial(self._without_sync, model),
             gradient_scale=distributed.world_size(),  # every wrapper averages gradients over the ranks
         )
-        self._require_finite(result, batch)
+        if not result.finite:
+            step = self.state.global_step + 1
+            raise not_finite(f"at step {step}", result.losses, result.rows_not_finite(batch.row_ids))
         for name, value in result.losses.items():
             self._loss_sums[name] = self._loss_sums.get(name, 0.0) + value
         self._steps_summed += 1
@@ -217,17 +224,6 @@ class EmbeddingTrainer(EvaluatingTrainer):
                 yield
         finally:
             self.accelerator.gradient_state._set_sync_gradients(True)
-
-    def _require_finite(self, result: StepResult, batch: Batch) -> None:
-        if torch.isfinite(result.total):
-            return
-        rows = result.rows_not_finite(batch.row_ids)
-        shown = ", ".join(rows[:10]) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
-        means = ", ".join(f"{name} {float(value):.4g}" for name, value in result.losses.items())
-        raise ValueError(
-            f"loss: not finite at step {self.state.global_step + 1} ({means}), rows {shown or 'of another process'}; "
-            "look at these rows, lower learning_rate, or train in bf16 or float32 instead of fp16"
-        )
 
     def _unwrap(self) -> None:
         """Take accelerate's wrappers off the model, so that it is afterwards what it was, and can be trained again."""

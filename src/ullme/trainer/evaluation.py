@@ -1,4 +1,4 @@
-"""Evaluation during training: the objectives' losses on held-out pairs, and an evaluator's metrics."""
+"""Evaluation during training: the objectives' losses on held-out pairs, diagnostics, and an evaluator's metrics."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ from ullme.models import ULLME
 from ullme.models.modes import eval_mode
 from ullme.objectives import Objective
 from ullme.trainer.checkpoints import CheckpointTrainer
+from ullme.trainer.diagnostics import BOTH_SPACES, diagnostics_of, sums
 from ullme.trainer.reference_table import ReferenceTable
 from ullme.types import Batch, Need, ObjectiveInputs, PairExample
 
 Evaluator = Callable[[ULLME], Mapping[str, float]]
 EvalData = Sequence[PairExample] | PairDataset
 
+#: Row ids that an error names.
+SHOWN_ROWS = 10
+
 
 class EvaluatingTrainer(CheckpointTrainer):
-    """A Trainer whose evaluation reports each objective, and an evaluator's metrics beside them."""
+    """A Trainer whose evaluation reports each objective, and diagnostics and an evaluator's metrics beside them."""
 
     objectives: dict[str, Objective]
     needs: frozenset[Need]
     measures: frozenset[Need]
     evaluator: Evaluator | None
     reference: ReferenceTable | None
+    rank_agreement: bool | None
     chunk_tokens: int
 
     def evaluate(
@@ -43,7 +48,12 @@ class EvaluatingTrainer(CheckpointTrainer):
 
         Returns:
             ``eval_loss`` (weighted), ``eval_<objective>_loss``, with several sets ``eval_<set>_loss`` and so on, and
-            ``eval_<metric>``.
+            ``eval_<metric>``. Beside them ``eval_rank_agreement`` between the two spaces, where likelihoods are
+            computed ``eval_logp_gap`` and ``eval_mean_logp_gap`` between positive and negatives, and where a reference
+            is ``eval_reward_margin`` and ``eval_reward_accuracy``; ``ullme.trainer.diagnostics`` defines each.
+
+        Raises:
+            ValueError: a loss, or what it is made of, is NaN or infinite; the message names the rows.
         """
         start = time.time()
         own: Any = self.eval_dataset
@@ -57,7 +67,7 @@ class EvaluatingTrainer(CheckpointTrainer):
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             for name, rows in sets.items():
                 prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
-                metrics |= {f"{prefix}_{key}": value for key, value in self._mean_losses(model, rows).items()}
+                metrics |= {f"{prefix}_{key}": value for key, value in self._means(model, rows).items()}
             metrics |= {f"{metric_key_prefix}_{key}": value for key, value in self._evaluator_metrics().items()}
         metrics |= speed_metrics(metric_key_prefix, start)
         self.log(metrics)
@@ -69,6 +79,8 @@ class EvaluatingTrainer(CheckpointTrainer):
     ) -> Any:
         """The weighted mean loss of one batch by itself, without gradient; training goes through training_step."""
         result = self._losses(model, inputs)
+        if not result.finite:
+            raise not_finite("in evaluation", result.losses, result.rows_not_finite(inputs.row_ids))
         return (result.total, result.losses) if return_outputs else result.total
 
     def prediction_step(
@@ -85,29 +97,42 @@ class EvaluatingTrainer(CheckpointTrainer):
         with self.accelerator.autocast():
             return batch_losses(
                 batch,
-                forward=partial(self._forward, model),
+                forward=lambda chunk: model(batch=chunk, needs=self._watched),
                 measure=partial(self._measure, model) if self.measures else None,
                 objectives=self.objectives,
                 chunk_tokens=self.chunk_tokens,
             )
 
-    def _mean_losses(self, model: nn.Module, rows: EvalData) -> dict[str, float]:
+    def _means(self, model: nn.Module, rows: EvalData) -> dict[str, float]:
         """Means over the set's queries, each batch by itself; batches are dealt over the ranks."""
         size = self.args.eval_batch_size
         starts = list(range(0, len(rows), size))
         if not starts:
             return {}
         self.callback_handler.eval_dataloader = starts[distributed.rank() :: distributed.world_size()]
-        sum_N = torch.zeros(len(self.objectives), dtype=torch.float64, device=self.args.device)
+        figures = diagnostics_of(self._watched, self.rank_agreement)
+        loss_N = torch.zeros(len(self.objectives), dtype=torch.float64, device=self.args.device)
+        figure_N2 = loss_N.new_zeros(len(figures), 2)
+        broken: list[str] = []
         for start in self.callback_handler.eval_dataloader:
             collate: Any = self.data_collator
             batch = collate([rows[i] for i in range(start, min(start + size, len(rows)))])
-            found = self._losses(model, batch).loss_B
-            sum_N += torch.stack([found[name].double().sum() for name in self.objectives])
+            found = self._losses(model, batch)
+            if not found.finite:  # the other batches still run: ranks stay in step, and every such row is named
+                broken += found.rows_not_finite(batch.row_ids)
+            loss_N += torch.stack([found.loss_B[name].double().sum() for name in self.objectives])
+            assert found.inputs is not None
+            figure_N2 += sums(figures, found.inputs)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        mean_N = (distributed.global_sum(sum_N, self.args.device) / len(rows)).tolist()
-        total = sum(term.weight * mean for term, mean in zip(self.objectives.values(), mean_N, strict=True))
-        return {"loss": total} | {f"{name}_loss": mean for name, mean in zip(self.objectives, mean_N, strict=True)}
+        local_N = torch.cat([loss_N, figure_N2.flatten(), loss_N.new_tensor([len(broken)])])
+        all_N = distributed.global_sum(local_N, self.args.device).tolist()
+        losses = {name: value / len(rows) for name, value in zip(self.objectives, all_N, strict=False)}
+        if all_N[-1]:
+            raise not_finite(f"in evaluation after step {self.state.global_step}", losses, broken)
+        pairs = zip(figures, all_N[len(losses) : -1 : 2], all_N[len(losses) + 1 : -1 : 2], strict=True)
+        means = {name: value / count for name, value, count in pairs if count}
+        total = sum(self.objectives[name].weight * value for name, value in losses.items())
+        return {"loss": total} | {f"{name}_loss": value for name, value in losses.items()} | means
 
     def _evaluator_metrics(self) -> dict[str, float]:
         """The evaluator's metrics, computed on the main process and known to all."""
@@ -140,6 +165,11 @@ class EvaluatingTrainer(CheckpointTrainer):
             return batch
         return self.reference.filled(batch)
 
+    @property
+    def _watched(self) -> frozenset[Need]:
+        """What evaluation computes: what the objectives need, and what is to be diagnosed besides."""
+        return self.needs | BOTH_SPACES if self.rank_agreement else self.needs
+
     def _forward(self, model: nn.Module, batch: Batch) -> ObjectiveInputs:
         """All that the objectives need of a chunk, in one forward of the module."""
         return model(batch=batch, needs=self.needs)
@@ -148,3 +178,14 @@ class EvaluatingTrainer(CheckpointTrainer):
         """What sums over the batch need of a chunk; in eval mode, so that dropout does not enter them."""
         with eval_mode(model):
             return model(batch=batch, needs=self.measures)
+
+
+def not_finite(when: str, losses: Mapping[str, Any], rows: Sequence[str]) -> ValueError:
+    """The error that names the rows of which something was NaN or infinite."""
+    more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+    means = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+    return ValueError(
+        f"loss: it, or what it is made of, is not finite {when} ({means}), rows "
+        f"{', '.join(rows[:SHOWN_ROWS]) or 'of another process'}{more}; look at these rows, lower learning_rate, or "
+        "train in bf16 or float32 instead of fp16"
+    )

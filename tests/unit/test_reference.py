@@ -92,6 +92,22 @@ def test_a_text_that_comes_twice_is_scored_once(tmp_path):
     assert sum(lengths) == 3 * ROWS and max(lengths) == 7
 
 
+def test_a_passage_is_scored_after_each_of_its_queries(tmp_path):
+    model = tiny_model(tmp_path, **FULL)
+    data = PairDataset.from_examples([replace(pairs(1)[0], query=query) for query in ("one?", "another?")])
+    table = computed(model, tmp_path, data)
+    ref_logp_BP = table.filled(batch_of(model, data, [0, 1])).ref_logp_BP
+    assert len(table) == 6 and (ref_logp_BP[0] != ref_logp_BP[1]).all()
+
+
+@pytest.mark.parametrize("adapter", [{}, FULL], ids=["adapter", "full"])
+def test_a_model_in_training_mode_is_scored_without_dropout(tmp_path, adapter):
+    model = tiny_model(tmp_path, attention_dropout=0.5, **adapter)
+    right = computed(model.eval(), tmp_path)
+    found = computed(model.train(), tmp_path / "again")
+    assert torch.equal(found.logp_N, right.logp_N)
+
+
 def test_equal_tokens_after_another_context_are_another_text(tmp_path):
     texts = batch_of(tiny_model(tmp_path), pairs(ROWS), [0, 1]).generation
     assert len(set(token_keys(texts))) == len(texts)

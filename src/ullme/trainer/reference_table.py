@@ -120,8 +120,8 @@ class ReferenceFolder:
         _require_same(path, kept["fingerprint"], fingerprint)
         if kept["texts"] != texts:
             raise ValueError(
-                f"reference: {str(path / MANIFEST_FILE)!r} is damaged ({kept['texts']} texts, but its data has {texts}); "
-                "delete the folder to compute it again"
+                f"reference: {str(path / MANIFEST_FILE)!r} is damaged ({kept['texts']} texts, but its data has "
+                f"{texts}); delete the folder to compute it again"
             )
         return cls(path, fingerprint, texts, kept["shard_texts"])
 

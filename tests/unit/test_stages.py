@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.batches import random_batch
 from tests.tiny import SENTENCES, randomise_adapter, tiny_config, tiny_folder, tiny_ullme
 from ullme.export import export_sentence_transformers
-from ullme.models import ULLME, WrappedULLME
+from ullme.models import ULLME, ModelSettings, WrappedULLME
 from ullme.models.dropout import dropout_of, set_attention_dropout
 from ullme.models.merging import merge_adapters
 
@@ -165,6 +166,12 @@ def test_a_live_reference_is_refused_on_merged_adapters(second):
     with pytest.raises(ValueError, match="reference: earlier adapters are merged .* precomputed"):
         second(batch=batch, needs={"reference"})
     assert not second.settings.keeps_original
+
+
+def test_folders_may_be_paths_in_a_list_but_no_string():
+    assert ModelSettings("any", merged_adapters=[Path("a"), "b"]).merged_adapters == ("a", "b")
+    with pytest.raises(ValueError, match="merged_adapters: 'a' is one string; give a list"):
+        ModelSettings("any", merged_adapters="a")
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])

@@ -104,6 +104,14 @@ class ModelSettings:
         for name in ("lora_dropout", "attention_dropout"):
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is no probability; give a number from 0 to below 1")
+        self._check_adapters()
+        if "{query}" not in self.generation_template:
+            raise ValueError(f"generation_template: {self.generation_template!r} lacks the field {{query}}; add it")
+
+    def _check_adapters(self) -> None:
+        if isinstance(self.merged_adapters, str):
+            raise ValueError(f"merged_adapters: {self.merged_adapters!r} is one string; give a list of folders")
+        object.__setattr__(self, "merged_adapters", tuple(map(str, self.merged_adapters)))  # lists and paths will do
         if self.merged_adapters and self.quantization:
             raise ValueError(
                 f"merged_adapters: cannot be merged into weights of {self.quantization}, whose rounding would swallow "
@@ -114,8 +122,6 @@ class ModelSettings:
                 f"adapter_path: {self.adapter_path!r} and lora_name {self.lora_name!r} exclude each other; "
                 "give lora_name for a new adapter or adapter_path for an existing one"
             )
-        if "{query}" not in self.generation_template:
-            raise ValueError(f"generation_template: {self.generation_template!r} lacks the field {{query}}; add it")
 
     @property
     def has_adapter(self) -> bool:

@@ -1,44 +1,150 @@
-"""Token log-likelihoods from hidden states, block by block, without logits for a whole batch."""
+"""Token log-likelihoods from hidden states: only scored tokens meet the vocabulary, a block of them at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-Head = Callable[[Tensor], Tensor]
+#: Memory of one block of logits in float32 (float64 for a float64 model). While a block is computed, two to three times
+#: as much is in use. Smaller blocks read the head's weight more often; on a GPU they leave the matrix units idle.
+BLOCK_BYTES = 2**27
 
-#: Positions that meet the vocabulary together; 512 rows of 50k float32 logits are 100 MB.
-BLOCK_ROWS = 512
+
+class Head(Protocol):
+    """From hidden states to logits; ``ullme.models.specs.LogitsHead`` is one."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits there are."""
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any of its weights needs a gradient."""
+
+    @property
+    def plain(self) -> nn.Linear | None:
+        """The linear layer that it is, where it is nothing else and its weight is whole on this device."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Hidden states (X, D) to logits (X, V)."""
 
 
-def sequence_logp(hidden_NTD: Tensor, ids_NT: Tensor, scored_NT: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def sequence_logp(
+    hidden_NTD: Tensor, ids_NT: Tensor, scored_NT: Tensor, head: Head, block_bytes: int = BLOCK_BYTES
+) -> tuple[Tensor, Tensor]:
     """Sum of log pi(w_i | w_<i) over the scored tokens of each sequence, (N,), and how many there are, (N,).
 
-    The hidden state before a token predicts it; only scored positions meet the vocabulary, ``BLOCK_ROWS`` at a time,
-    and their logits are computed again in backward instead of being kept. A first token is predicted by nothing and
-    is never scored.
+    The hidden state before a token predicts it; a first token is predicted by nothing and is never scored. What is
+    computed grows with the scored tokens, what is kept for backward with scored tokens x hidden width.
 
     Args:
         hidden_NTD: last hidden states under causal attention.
         ids_NT: token ids.
         scored_NT: True on the tokens whose likelihood counts.
         head: hidden states (X, D) to logits (X, V).
+        block_bytes: memory of one block of logits.
     """
     scored_NT = scored_NT[:, 1:].bool()
     hidden_XD = hidden_NTD[:, :-1][scored_NT]
     target_X = ids_NT[:, 1:][scored_NT]
-    blocks = zip(hidden_XD.split(BLOCK_ROWS), target_X.split(BLOCK_ROWS), strict=True)
-    logp_X = [checkpoint(_block_logp, h, t, head, use_reentrant=False) for h, t in blocks]
-    logp_NT = torch.zeros(scored_NT.shape, dtype=logp_X[0].dtype, device=hidden_NTD.device)
-    logp_NT = logp_NT.masked_scatter(scored_NT, torch.cat(logp_X))
-    return logp_NT.sum(1), scored_NT.sum(1)
+    logp_X = token_logp(hidden_XD, target_X, head, block_bytes)
+    logp_NT = torch.zeros(scored_NT.shape, dtype=logp_X.dtype, device=logp_X.device)
+    return logp_NT.masked_scatter(scored_NT, logp_X).sum(1), scored_NT.sum(1)
+
+
+def token_logp(hidden_XD: Tensor, target_X: Tensor, head: Head, block_bytes: int = BLOCK_BYTES) -> Tensor:
+    """Log-likelihood of each target token given the hidden state before it, (X,), float32 at least.
+
+    A frozen head (LoRA) meets every token twice, both in the forward pass: a token's likelihood reaches no hidden state
+    but the one that predicts it, so its gradient (X, D) can be kept and backward only scales it. A head that trains
+    needs the loss's gradient for its own, so each block's logits are computed again in backward: by a library's kernel
+    (``KERNELS``) where one fits, else by checkpointing. There are no second derivatives but by checkpointing.
+    """
+    rows = max(1, block_bytes // (_logits_dtype(hidden_XD).itemsize * head.vocabulary))
+    if not torch.is_grad_enabled() or not (hidden_XD.requires_grad or head.trainable):
+        return torch.cat([_block_logp(h, t, head) for h, t in _blocks(hidden_XD, target_X, rows)])
+    if not head.trainable:
+        return _FrozenHeadLogp.apply(hidden_XD, target_X, head, rows)
+    plain = head.plain
+    if plain is not None and _kernel_fits(hidden_XD, plain):
+        return KERNELS[hidden_XD.device.type](hidden_XD, target_X, plain, rows)
+    blocks = _blocks(hidden_XD, target_X, rows)
+    return torch.cat([checkpoint(_block_logp, h, t, head, use_reentrant=False) for h, t in blocks])
+
+
+Kernel = Callable[[Tensor, Tensor, nn.Linear, int], Tensor]
+
+
+def _linear_cross_entropy(hidden_XD: Tensor, target_X: Tensor, linear: nn.Linear, rows: int) -> Tensor:
+    """Torch's own, from 2.13 on."""
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+    return -torch.nn.functional.linear_cross_entropy(
+        hidden_XD, linear.weight, target_X, linear_bias=linear.bias, reduction="none", options=options
+    )
+
+
+#: The kernel for a plain head that trains in float32 or float64, by device type. On a CPU torch's takes 0.7 of the time
+#: of checkpointed blocks (benchmarks/LOG.md); on CUDA it has not been measured. It is not used for a frozen head, which
+#: it would make meet every token a third time, nor in 16 bits, where it rounds each likelihood to 16 bits.
+KERNELS: Mapping[str, Kernel] = {"cpu": _linear_cross_entropy, "cuda": _linear_cross_entropy}
+
+
+def _kernel_fits(hidden_XD: Tensor, plain: nn.Linear) -> bool:
+    device = hidden_XD.device.type
+    full_precision = hidden_XD.dtype == plain.weight.dtype == _logits_dtype(hidden_XD)
+    available = device in KERNELS and hasattr(torch.nn.functional, "linear_cross_entropy")
+    return available and full_precision and not torch.is_autocast_enabled(device)
+
+
+class _FrozenHeadLogp(torch.autograd.Function):
+    """Forward computes each token's likelihood and its gradient, (X, D); backward multiplies."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_XD: Tensor, target_X: Tensor, head: Head, rows: int) -> Tensor:
+        logp_X = torch.empty(hidden_XD.shape[0], dtype=_logits_dtype(hidden_XD), device=hidden_XD.device)
+        gradient_XD = torch.empty_like(hidden_XD)
+        blocks = zip(*(x.split(rows) for x in (hidden_XD, target_X, logp_X, gradient_XD)), strict=True)
+        for hidden, target, logp, gradient in blocks:
+            _logp_and_gradient(hidden, target, head, logp, gradient)
+        ctx.save_for_backward(gradient_XD)
+        return logp_X
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_X: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient_XD,) = ctx.saved_tensors
+        return (gradient_XD * grad_X[:, None]).to(gradient_XD.dtype), None, None, None
+
+
+def _logp_and_gradient(hidden_XD: Tensor, target_X: Tensor, head: Head, logp_X: Tensor, gradient_XD: Tensor) -> None:
+    """Write a block's likelihoods and the gradient of each with respect to its hidden state into the last two."""
+    with torch.enable_grad():
+        leaf_XD = hidden_XD.detach().requires_grad_()
+        logits_XV = head(leaf_XD)
+    work_XV = _log_softmax(logits_XV.detach())
+    logp_X.copy_(work_XV.gather(1, target_X[:, None])[:, 0])
+    # d log p(w) / d logits = [w] - p, in place of the log-probabilities
+    work_XV.exp_().neg_()
+    work_XV[torch.arange(len(target_X), device=target_X.device), target_X] += 1
+    gradient_XD.copy_(torch.autograd.grad(logits_XV, leaf_XD, work_XV.to(logits_XV.dtype))[0])
 
 
 def _block_logp(hidden_XD: Tensor, target_X: Tensor, head: Head) -> Tensor:
-    logits_XV = head(hidden_XD)
-    if logits_XV.dtype in (torch.bfloat16, torch.float16):
-        logits_XV = logits_XV.float()
-    return torch.log_softmax(logits_XV, dim=-1).gather(1, target_X[:, None]).squeeze(1)
+    return _log_softmax(head(hidden_XD)).gather(1, target_X[:, None]).squeeze(1)
+
+
+def _log_softmax(logits_XV: Tensor) -> Tensor:
+    return torch.log_softmax(logits_XV, dim=-1, dtype=_logits_dtype(logits_XV))
+
+
+def _logits_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _blocks(hidden_XD: Tensor, target_X: Tensor, rows: int) -> zip[tuple[Tensor, Tensor]]:
+    return zip(hidden_XD.split(rows), target_X.split(rows), strict=True)

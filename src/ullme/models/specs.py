@@ -7,10 +7,11 @@ an architecture without a row follows the conventions, or is refused by the prob
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -109,16 +110,16 @@ def _over(field: str) -> Callable[[Any], HeadTransform]:
     return lambda config: lambda logits: logits / getattr(config, field)
 
 
-def _softcap(field: str) -> Callable[[Any], HeadTransform]:
-    def of(config: Any) -> HeadTransform:
+def _softcap(field: str) -> Callable[[Any], HeadTransform | None]:
+    def of(config: Any) -> HeadTransform | None:
         cap = getattr(config, field, None)
-        return (lambda logits: torch.tanh(logits / cap) * cap) if cap is not None else (lambda logits: logits)
+        return (lambda logits: torch.tanh(logits / cap) * cap) if cap is not None else None
 
     return of
 
 
 #: What the causal LM does to the logits after its output embedding, by model type.
-HEADS: Mapping[str, Callable[[Any], HeadTransform]] = {
+HEADS: Mapping[str, Callable[[Any], HeadTransform | None]] = {
     **dict.fromkeys(("cohere", "cohere2", "cohere2_moe", "cohere_compass_text"), _times("logit_scale")),
     **dict.fromkeys(("granite", "granite_swa", "granitemoe", "granitemoe_swa"), _over("logits_scaling")),
     **dict.fromkeys(("granitemoehybrid", "granitemoeshared", "minicpm3"), _over("logits_scaling")),
@@ -131,25 +132,65 @@ HEADS: Mapping[str, Callable[[Any], HeadTransform]] = {
 }
 
 
-def head_transform(config: Any) -> HeadTransform:
+def head_transform(config: Any) -> HeadTransform | None:
     """What the causal LM does to the logits (..., V) after its head: a scale, a soft cap, or nothing."""
     row = HEADS.get(config.model_type)
-    return row(config.get_text_config(decoder=True)) if row is not None else (lambda logits: logits)
+    return row(config.get_text_config(decoder=True)) if row is not None else None
 
 
 #: Modules that hidden states pass before the output embedding, by model type.
 BEFORE_HEAD: Mapping[str, str] = {"modernbert-decoder": "lm_head"}
 
 
-def logits_head(causal_lm: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
-    """From last hidden states (..., D) to the logits (..., V) of the causal LM itself; None where it has no head.
+@dataclass(frozen=True)
+class LogitsHead:
+    """From last hidden states (..., D) to the logits (..., V) of the causal LM itself.
+
+    Attributes:
+        embedding: the output embedding, its adapter included.
+        vocabulary: how many logits there are.
+        before: the module that hidden states pass first, if any.
+        transform: what happens to the logits afterwards, if anything.
+    """
+
+    embedding: nn.Module
+    vocabulary: int
+    before: nn.Module | None = None
+    transform: HeadTransform | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """The logits, each module called as a module: wrappers gather a sharded weight in its hooks."""
+        logits = self.embedding(hidden if self.before is None else self.before(hidden))
+        return logits if self.transform is None else self.transform(logits)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any weight that the logits pass needs a gradient."""
+        modules = [m for m in (self.before, self.embedding) if m is not None]
+        return any(p.requires_grad for module in modules for p in module.parameters())
+
+    @property
+    def plain(self) -> nn.Linear | None:
+        """The linear layer that this head is; None where it is more, or its weight is in parts on several devices."""
+        linear = self.embedding
+        if self.before is not None or self.transform is not None or type(linear) is not nn.Linear:
+            return None  # a sharding wrapper changes the class, or empties the weight
+        return linear if linear.weight.shape[0] == self.vocabulary else None
+
+
+def logits_head(causal_lm: PreTrainedModel) -> LogitsHead | None:
+    """The causal LM's way from hidden states to logits; None where it has no head.
 
     The probe compares the two when a model is loaded (``AttentionSwitch.head_reproduced``).
     """
     embedding = causal_lm.get_output_embeddings()
     if embedding is None:
         return None
-    transform = head_transform(causal_lm.config)
-    path = BEFORE_HEAD.get(causal_lm.config.model_type)
-    before: Callable[[Tensor], Tensor] = causal_lm.get_submodule(path) if path else lambda hidden: hidden
-    return lambda hidden: transform(embedding(before(hidden)))
+    config = causal_lm.config
+    path = BEFORE_HEAD.get(config.model_type)
+    return LogitsHead(
+        embedding=embedding,
+        vocabulary=config.get_text_config(decoder=True).vocab_size,
+        before=causal_lm.get_submodule(path) if path else None,
+        transform=head_transform(config),
+    )

@@ -18,12 +18,12 @@ from ullme.models.attention import attention_switch
 from ullme.models.choosing import refuse_by_kind
 from ullme.models.inputs import objective_inputs
 from ullme.models.loading import load_causal_lm, load_config, load_tokenizer, resolve
-from ullme.models.logprob import Head, sequence_logp
+from ullme.models.logprob import sequence_logp
 from ullme.models.lora import add_adapter
 from ullme.models.merging import merge_adapters
 from ullme.models.pooling import Pooling
 from ullme.models.settings import ModelSettings
-from ullme.models.specs import logits_head
+from ullme.models.specs import LogitsHead, logits_head
 from ullme.models.tensors import weights_digest
 from ullme.types import IGNORED, Attention, Batch, MaskedTexts, Need, Texts
 
@@ -232,7 +232,7 @@ class ULLME(nn.Module):
         one_NT = torch.ones(1, 1, dtype=torch.long, device=self.device)
         return self.switch.hidden(self.causal_lm, one_NT, one_NT, "causal").shape[-1]
 
-    def _head(self) -> Head:
+    def _head(self) -> LogitsHead:
         head = logits_head(self.causal_lm)
         if head is None or not self.switch.head_reproduced:
             raise ValueError(

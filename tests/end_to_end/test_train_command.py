@@ -61,6 +61,23 @@ def test_a_run_leaves_its_run_file_checkpoints_and_a_model_that_loads(run_file, 
     assert any(tensor.abs().sum() > 0 for name, tensor in adapter(out).items() if "lora_B" in name)
 
 
+def test_a_run_is_drawn_with_the_agreement_of_both_spaces_where_asked_for(run_file, tmp_path):
+    """A contrastive run needs no likelihoods: they are computed of the held-out pairs alone, and learned from not."""
+    plain = ["objectives=contrastive", "trainer.max_steps=2", "trainer.logging_steps=1"]
+    watched = [
+        f"data.eval=[{{path: {tmp_path / 'pairs.jsonl'}}}]",
+        "trainer.eval_steps=1",
+        "trainer.rank_agreement=true",
+    ]
+    assert main(["train", str(run_file), *plain, f"trainer.output_dir={tmp_path / 'plain'}"]) == 0
+    assert main(["train", str(run_file), *plain, *watched]) == 0
+    history = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_rank_agreement" in entry] == [1, 2]
+    assert (tmp_path / "out" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    right, found = adapter(tmp_path / "plain"), adapter(tmp_path / "out")
+    assert all(right[name].equal(found[name]) for name in right)
+
+
 def test_the_same_command_resumes_to_the_same_weights(run_file, tmp_path, monkeypatch, capsys):
     assert main(["train", str(run_file), f"trainer.output_dir={tmp_path / 'whole'}"]) == 0
     steps = []

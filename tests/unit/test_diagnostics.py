@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from tests.batches import random_batch
 from tests.unit.training import pairs, tiny_model, trainer
+from ullme.config import RunConfig
 from ullme.data import PairCollator
 from ullme.trainer import EmbeddingTrainer
 from ullme.trainer.diagnostics import BOTH_SPACES, DIAGNOSTICS, diagnostics_of, kendall_tau, sums
@@ -181,3 +182,10 @@ def test_the_gradient_norm_is_logged_as_it_was_before_clipping_and_without_any(t
     logged = run.state.log_history[0]["grad_norm"]
     assert watch.norm == pytest.approx(bound or logged, rel=1e-3)
     assert logged > 0.01
+
+
+def test_a_run_file_that_asks_for_agreement_on_nothing_is_refused():
+    run = {"model": {"name_or_path": "m"}, "data": {"train": [{"path": "p.jsonl"}]}}
+    with pytest.raises(ValueError, match="trainer.rank_agreement: is true, and there is nothing to evaluate on"):
+        RunConfig.model_validate({**run, "trainer": {"output_dir": "out", "rank_agreement": True}})
+    assert RunConfig.model_validate({**run, "trainer": {"output_dir": "out"}}).trainer.rank_agreement is None

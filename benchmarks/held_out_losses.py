@@ -2,9 +2,9 @@
 
     python benchmarks/held_out_losses.py --output runs/held_out_losses [--preset grl ...]
 
-Each preset trains a fresh LoRA adapter on pairs from the documentation of installed packages and is evaluated on held-out
-pairs before, during and after. A preset that is done is not run again; one that was interrupted resumes. The table at the
-end, and ``held_out_losses.json`` in the output folder, hold every figure.
+Each preset trains a fresh LoRA adapter on pairs from the documentation of installed packages and is evaluated on
+held-out pairs before, during and after. A preset that is done is not run again; one that was interrupted resumes. The
+table at the end, and ``held_out_losses.json`` in the output folder, hold every figure.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Checkpoints of ULLME: safetensors and ``ullme.json``, written atomically, read whole or not at all.
 
 A folder holds ``ullme.json`` (settings, a signature of the base with earlier adapters merged in, and the digests of
-these), the tokenizer, and either a peft adapter
-(``adapter_model.safetensors``) or all weights (``model.safetensors``); a pooler that learns is in
-``pooler.safetensors``.
+these), the tokenizer, and either a peft adapter (``adapter_model.safetensors``) or all weights
+(``model.safetensors``); a pooler that learns is in ``pooler.safetensors``.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def batch_for(objective) -> Batch:
 
 def broken_fields(objective) -> list[str]:
     """Every number of a query that the objective reads."""
-    fields = [field for need in objective.needs | objective.measures for field in FIELDS_OF_NEED[need]]
+    fields = [field for need in sorted(objective.needs | objective.measures) for field in FIELDS_OF_NEED[need]]
     return [field for field in fields if "tokens" not in field]
 
 

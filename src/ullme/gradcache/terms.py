@@ -36,7 +36,7 @@ class Term(Weighted, Protocol):
     def measures(self) -> Collection[str]:
         """What must be known of the batch for these sums; empty for most terms."""
 
-    def sums_BS(self, inputs: ObjectiveInputs) -> Tensor:  # noqa: N802 - the suffix is the shape
+    def measured_BS(self, inputs: ObjectiveInputs) -> Tensor:  # noqa: N802 - the suffix is the shape
         """What each query adds to these sums, (B, S)."""
 
 
@@ -77,7 +77,7 @@ def told_sums(
         finite.append(finite_rows(inputs, chunk))
         for name, term in summing.items():
             exists_B = exists(chunk.batch) & (not chunk.idle)
-            sums[name].append(torch.where(exists_B[:, None], term.sums_BS(inputs).double(), 0.0).sum(0))
+            sums[name].append(torch.where(exists_B[:, None], term.measured_BS(inputs).double(), 0.0).sum(0))
     totals = {name: torch.stack(found).sum(0) for name, found in sums.items()}
     told: dict[str, Weighted] = {
         n: _Told(t, total(totals[n], totals[n].device)) if n in totals else t for n, t in terms.items()

@@ -85,6 +85,11 @@ class Objective(BaseModel):
         """
         raise NotImplementedError
 
+    def measured_BS(self, inputs: ObjectiveInputs) -> Tensor:  # noqa: N802 - the suffix is the shape
+        """:meth:`sums_BS` of these inputs, (B, S), computed in float32 at least, whatever autocast says."""
+        with torch.autocast(inputs.passage_mask_BP.device.type, enabled=False):
+            return self.sums_BS(_at_least_float32(inputs))
+
     def __call__(self, inputs: ObjectiveInputs) -> Tensor:
         """The loss of each query, (B,), computed in float32 (float64 where the inputs are), whatever autocast says."""
         for need in self.needs:

@@ -1,5 +1,6 @@
 """Ragged texts and batches."""
 
+import pytest
 import torch
 
 from tests.batches import random_batch
@@ -47,6 +48,17 @@ def test_length_sorted_batches_hold_every_text_once_within_the_budget():
     for batch in batches:
         assert len(batch) <= 3
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 64
+
+
+@pytest.mark.parametrize("max_padding", [0, 5, 40])
+def test_length_sorted_batches_bound_padding_and_open_no_batch_without_need(max_padding):
+    lengths = [3, 50, 7, 7, 1, 20, 90, 4, 48]
+    batches = length_sorted_batches(lengths, max_tokens=1000, max_padding=max_padding)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    waste = [[lengths[batch[0]] - lengths[i] for i in batch] for batch in batches]
+    assert all(min(each) >= 0 and sum(each) <= max_padding for each in waste)
+    for each, batch, following in zip(waste, batches, batches[1:], strict=False):
+        assert sum(each) + lengths[batch[0]] - lengths[following[0]] > max_padding
 
 
 def test_consecutive_chunks_keep_order_and_budget():

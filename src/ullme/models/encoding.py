@@ -26,12 +26,15 @@ TOKENS_PER_TEXT = 128
 #: Tokens, padding included, of one forward inside a training chunk.
 FORWARD_TOKENS = 16_384
 
+#: Padding of one forward, in tokens. One more forward reads all weights once more, which costs about as much.
+FORWARD_PADDING = 128
+
 
 def forward_batches(texts: Texts, max_tokens: int = FORWARD_TOKENS) -> list[list[int]]:
-    """Positions of the texts that exist, grouped by length within a token budget."""
+    """Positions of the texts that exist, grouped by length within a token budget and with little padding."""
     lengths = texts.lengths_N.tolist()
     present = [i for i, length in enumerate(lengths) if length > 0]
-    batches = length_sorted_batches([lengths[i] for i in present], max_tokens)
+    batches = length_sorted_batches([lengths[i] for i in present], max_tokens, max_padding=FORWARD_PADDING)
     return [[present[i] for i in batch] for batch in batches]
 
 

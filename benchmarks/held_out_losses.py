@@ -20,7 +20,7 @@ from rich.table import Table
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from ullme.apps.doc_pairs import doc_pairs
-from ullme.apps.train import build_collator
+from ullme.apps.run_data import build_collator
 from ullme.config import RunConfig
 from ullme.data import PairDataset, train_loader
 from ullme.models import ULLME

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from tests.parity.oracle import relative_error
 from tests.tiny import tiny_folder
-from ullme.apps import train as train_app
+from ullme.apps import run_data
+from ullme.apps.train import train
 from ullme.config import RunConfig
 from ullme.trainer import compute_reference
 from ullme.trainer import reference as reference_module
@@ -24,7 +25,7 @@ def run(folder, name: str, rows_per_process: int, replace=setattr) -> None:
     scored = []
     score = reference_module._score
     replace(reference_module, "_score", lambda *args: (scored.append(1), score(*args)))
-    replace(train_app, "compute_reference", partial(compute_reference, shard_texts=9))
+    replace(run_data, "compute_reference", partial(compute_reference, shard_texts=9))
     config = RunConfig(
         model={"name_or_path": str(folder / "llama"), "max_length": 32},
         data={"train": [{"path": str(folder / "pairs.jsonl")}]},
@@ -39,7 +40,7 @@ def run(folder, name: str, rows_per_process: int, replace=setattr) -> None:
             "use_cpu": True,
         },
     )
-    train_app.train(config)
+    train(config)
     with (folder / f"{name}.scored").open("a") as file:
         file.write(f"{len(scored)}\n")
 

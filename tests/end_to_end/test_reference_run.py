@@ -8,7 +8,7 @@ import yaml
 from safetensors.torch import load_file
 from tests.tiny import tiny_folder
 
-from ullme.apps import train as train_app
+from ullme.apps import run_data
 from ullme.apps.plan import plan
 from ullme.cli import main
 from ullme.config import read_run_file
@@ -53,7 +53,7 @@ def run_file(tmp_path, tiny_models, monkeypatch):
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(run))
-    monkeypatch.setattr(train_app, "compute_reference", partial(compute_reference, shard_texts=16))
+    monkeypatch.setattr(run_data, "compute_reference", partial(compute_reference, shard_texts=16))
     return path
 
 

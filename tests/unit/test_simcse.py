@@ -13,7 +13,7 @@ from tests.batches import random_batch
 from tests.parity.float64 import in_float64
 from tests.parity.oracle import forward_of, relative_error, step_gradient, whole_gradient
 from tests.tiny import tiny_folder, tiny_ullme
-from ullme.apps.train import load_training_pairs
+from ullme.apps.run_data import load_training_pairs
 from ullme.config import read_run_file
 from ullme.objectives import PRESETS
 

@@ -12,7 +12,9 @@ import torch
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from ullme.apps.train import REFERENCE_FOLDER, build_loader, load_training_pairs, require_known_tasks, resume_point
+from ullme.apps.run_data import REFERENCE_FOLDER, build_loader, load_training_pairs
+from ullme.apps.run_folder import resume_point
+from ullme.apps.train import require_known_tasks
 from ullme.batching import consecutive_chunks
 from ullme.config import RunConfig
 from ullme.models.loading import load_config, load_tokenizer, resolve

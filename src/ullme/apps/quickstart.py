@@ -17,8 +17,9 @@ from rich.table import Table
 from ullme.apps.doc_pairs import DocPairs, doc_pairs, write_jsonl
 from ullme.apps.doc_sources import PACKAGES
 from ullme.apps.retrieval import Encode, RetrievalTask, nearest_passages
+from ullme.apps.run_folder import RUN_FILE, resume_point
 from ullme.apps.search import hits_table
-from ullme.apps.train import RUN_FILE, resume_point, train
+from ullme.apps.train import train
 from ullme.config import RunConfig
 from ullme.models import ULLME
 from ullme.trainer.plots import plot_losses

@@ -237,7 +237,7 @@ class ULLME(nn.Module):
         if head is None or not self.switch.head_reproduced:
             raise ValueError(
                 f"model type {self.config.model_type!r}: its likelihoods do not follow from its last hidden states; "
-                "leave out the generation objectives (sft, dpo, kl), or use another architecture"
+                "leave out the objectives that need likelihoods (contrastive needs none), or use another architecture"
             )
         return head
 

@@ -1,0 +1,75 @@
+"""A run's folder: whether it can be one, and where the run in it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from ullme.config import RunConfig, read_run_file
+
+RUN_FILE = "run.yaml"
+
+#: What may differ when a run is resumed: how long, how often and how fast, but not what is learned from what.
+FREE_ON_RESUME = frozenset(
+    f"trainer.{name}"
+    for name in (
+        "num_train_epochs max_steps chunk_tokens per_device_eval_batch_size gradient_checkpointing logging_steps "
+        "save_steps save_total_limit eval_steps report_to run_name use_cpu dataloader_num_workers resume output_dir "
+        "rank_agreement"
+    ).split()
+)
+
+
+def resume_point(config: RunConfig) -> str | None:
+    """The last checkpoint of the run in its folder; None where it starts.
+
+    Raises:
+        ValueError: the folder cannot be one, is in use by something else, or by a run that learns something else.
+    """
+    folder = config.trainer.output_dir
+    _require_writable(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    kept = folder / RUN_FILE
+    name = f"trainer.output_dir: {str(folder)!r}"
+    if not kept.is_file():
+        raise ValueError(f"{name} is not empty and holds no run; name a new folder or empty this one")
+    if not config.trainer.resume:
+        raise ValueError(f"{name} holds a run and trainer.resume is false; name a new folder, or set it to true")
+    for key, before, now in _differences(read_run_file(kept), config):
+        raise ValueError(
+            f"{name} holds a run with {key}={before!r}, and this one has {now!r}; name a new folder, or set {key} back"
+        )
+    return get_last_checkpoint(str(folder))
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise unless the folder is there, or can be made, and files can be put into it."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"trainer.output_dir: {str(folder)!r} cannot be made, {str(place)!r} is a file; name another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"trainer.output_dir: {str(folder)!r} cannot be written; name another or change its owner")
+
+
+def _differences(before: RunConfig, now: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys, with both values, in which two runs learn something else."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    for key in sorted(old.keys() | new.keys()):
+        watched = key not in FREE_ON_RESUME and not key.startswith(("eval.", "data.eval"))
+        if watched and old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one mapping with dotted keys."""
+    if not isinstance(value, dict | list):
+        return {key: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for name, inner in items for k, v in _flat(inner, f"{key}.{name}".lstrip(".")).items()}

@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--negatives", type=int, default=2)
-    parser.add_argument("--held-out", type=int, default=48)
+    parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     path = options.output / RESULTS

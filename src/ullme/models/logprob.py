@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-#: Memory of one block of logits in float32 (float64 for a float64 model). While a block is computed, two to three times
-#: as much is in use. Smaller blocks read the head's weight more often; on a GPU they leave the matrix units idle.
-BLOCK_BYTES = 2**27
+#: Memory of one block of logits in float32 (float64 for a float64 model), by device type; while one is computed, two
+#: to three times as much is in use. Larger blocks gain little on a CPU. A GPU's matrix units want more rows; its figure
+#: has not been measured. Another device takes the CPU's.
+BLOCK_BYTES: Mapping[str, int] = {"cpu": 2**26, "cuda": 2**28}
 
 
 class Head(Protocol):
@@ -35,7 +36,7 @@ class Head(Protocol):
 
 
 def sequence_logp(
-    hidden_NTD: Tensor, ids_NT: Tensor, scored_NT: Tensor, head: Head, block_bytes: int = BLOCK_BYTES
+    hidden_NTD: Tensor, ids_NT: Tensor, scored_NT: Tensor, head: Head, block_bytes: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sum of log pi(w_i | w_<i) over the scored tokens of each sequence, (N,), and how many there are, (N,).
 
@@ -47,7 +48,7 @@ def sequence_logp(
         ids_NT: token ids.
         scored_NT: True on the tokens whose likelihood counts.
         head: hidden states (X, D) to logits (X, V).
-        block_bytes: memory of one block of logits.
+        block_bytes: memory of one block of logits; None is ``BLOCK_BYTES`` of the device.
     """
     scored_NT = scored_NT[:, 1:].bool()
     hidden_XD = hidden_NTD[:, :-1][scored_NT]
@@ -57,7 +58,7 @@ def sequence_logp(
     return logp_NT.masked_scatter(scored_NT, logp_X).sum(1), scored_NT.sum(1)
 
 
-def token_logp(hidden_XD: Tensor, target_X: Tensor, head: Head, block_bytes: int = BLOCK_BYTES) -> Tensor:
+def token_logp(hidden_XD: Tensor, target_X: Tensor, head: Head, block_bytes: int | None = None) -> Tensor:
     """Log-likelihood of each target token given the hidden state before it, (X,), float32 at least.
 
     A frozen head (LoRA) meets every token twice, both in the forward pass: a token's likelihood reaches no hidden state
@@ -65,6 +66,8 @@ def token_logp(hidden_XD: Tensor, target_X: Tensor, head: Head, block_bytes: int
     needs the loss's gradient for its own, so each block's logits are computed again in backward: by a library's kernel
     (``KERNELS``) where one fits, else by checkpointing. There are no second derivatives but by checkpointing.
     """
+    if block_bytes is None:
+        block_bytes = BLOCK_BYTES.get(hidden_XD.device.type, BLOCK_BYTES["cpu"])
     rows = max(1, block_bytes // (_logits_dtype(hidden_XD).itemsize * head.vocabulary))
     if not torch.is_grad_enabled() or not (hidden_XD.requires_grad or head.trainable):
         return torch.cat([_block_logp(h, t, head) for h, t in _blocks(hidden_XD, target_X, rows)])

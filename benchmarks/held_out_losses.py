@@ -33,7 +33,7 @@ RESULTS = "held_out_losses.json"
 
 def rows_for(preset: str, negatives: int, held_out: int) -> tuple[list[PairExample], list[PairExample]]:
     """Training and held-out rows from different subpackages' functions; texts alone for what needs no pairs."""
-    rows = [r for r in doc_pairs(negatives=negatives, passage_words=30).train if len(r.negatives) == negatives]
+    rows = [r for r in doc_pairs(negatives=negatives, passage_words=20).train if len(r.negatives) == negatives]
     if preset in ("mntp", "simcse"):
         rows = [replace(r, query=r.positives[0], negatives=()) for r in rows]
     units = sorted({r.source for r in rows})
@@ -49,7 +49,12 @@ def run(preset: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     dropout = {"dropout": 0.1} if preset == "simcse" else {}
     config = RunConfig.model_validate(
         {
-            "model": {"name_or_path": options.model, "lora": {"name": preset, **dropout}, "max_length": 64},
+            "model": {
+                "name_or_path": options.model,
+                "lora": {"name": preset, **dropout},
+                "max_length": 64,
+                "dtype": "bfloat16",
+            },
             "data": {"train": [{"path": "documentation"}]},
             "objectives": preset,
             "trainer": {"output_dir": folder},
@@ -112,7 +117,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--negatives", type=int, default=2)
-    parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--held-out", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     path = options.output / RESULTS

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -15,6 +16,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -45,9 +47,32 @@ def add_adapter(causal_lm: PreTrainedModel, settings: ModelSettings) -> PeftMode
         base_model_name_or_path=causal_lm.name_or_path,
     )
     try:
-        return get_peft_model(causal_lm, config)
+        return _without_copies(get_peft_model(causal_lm, config))
     except ValueError as error:
         raise ValueError(f"lora_target_modules: {targets!r} does not fit this model ({error})") from error
+
+
+class _UnlessAutocast:
+    """A flag that is off under autocast."""
+
+    def __init__(self, device_type: str) -> None:
+        self.device_type = device_type
+
+    def __bool__(self) -> bool:
+        return not torch.is_autocast_enabled(self.device_type)
+
+
+def _without_copies(peft_model: PeftModel) -> PeftModel:
+    """The model, whose LoRA layers cast their input to the adapter's float32 only where autocast casts nothing back.
+
+    Under autocast each layer would otherwise make a float32 copy of its input and keep, for backward, a half-precision
+    copy of that copy, beside the input itself that the base layer keeps.
+    """
+    for module in peft_model.modules():
+        if isinstance(module, BaseTunerLayer):
+            layer: Any = module
+            layer.cast_input_dtype_enabled = _UnlessAutocast(next(layer.parameters()).device.type)
+    return peft_model
 
 
 def load_adapter(causal_lm: PreTrainedModel, folder: Path) -> PeftModel:
@@ -63,7 +88,7 @@ def load_adapter(causal_lm: PreTrainedModel, folder: Path) -> PeftModel:
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"adapter {str(folder)!r}: {ADAPTER_CONFIG} cannot be read ({error})") from error
     config.inference_mode = False
-    peft_model = get_peft_model(causal_lm, config)
+    peft_model = _without_copies(get_peft_model(causal_lm, config))
     load_adapter_weights(peft_model, folder)
     return peft_model
 

@@ -20,6 +20,7 @@ import json
 import math
 import random
 import statistics
+from contextlib import nullcontext
 
 import torch
 from measure import MIB, in_fresh_process, machine, measured, spread
@@ -32,6 +33,7 @@ from ullme.apps.doc_sources import documented
 from ullme.data import PairCollator
 from ullme.gradcache import gradcache_step
 from ullme.models import ULLME
+from ullme.models.half import HalfWeights
 from ullme.objectives import PRESETS, named, needs_of
 from ullme.types import Batch, ObjectiveInputs, PairExample
 
@@ -92,13 +94,15 @@ def step(model: ULLME, batch: Batch, side: str, chunk_queries: int, autocast: to
         with autocast:
             return model(batch=chunk, needs=needs)
 
-    result = gradcache_step(
-        batch,
-        forward=lambda chunk: run(chunk, needs_of(OBJECTIVES)),
-        embed=lambda chunk: run(chunk, frozenset({"embedding"})),
-        objectives=terms,
-        chunk_tokens=chunk_tokens(batch, chunk_queries),
-    )
+    half_weights = HalfWeights(model, torch.bfloat16)  # as the trainer has them; none where they are bfloat16 already
+    with half_weights.used() if autocast._enabled else nullcontext():
+        result = gradcache_step(
+            batch,
+            forward=lambda chunk: run(chunk, needs_of(OBJECTIVES)),
+            embed=lambda chunk: run(chunk, frozenset({"embedding"})),
+            objectives=terms,
+            chunk_tokens=chunk_tokens(batch, chunk_queries),
+        )
     return float(result.total)
 
 

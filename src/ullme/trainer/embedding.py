@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from ullme import distributed
 from ullme.data import PairCollator, PairDataset, train_loader, with_mismatched
 from ullme.gradcache import gradcache_step
 from ullme.models import ULLME
+from ullme.models.half import HalfWeights
 from ullme.objectives import Objective, measures_of, named, needs_of, objectives_from
 from ullme.trainer.arguments import training_arguments
 from ullme.trainer.evaluation import EvalData, EvaluatingTrainer, Evaluator, not_finite
@@ -24,6 +25,9 @@ from ullme.trainer.freezing import only_reached_trainable
 from ullme.trainer.reference import require_reference
 from ullme.trainer.reference_table import ReferenceTable
 from ullme.types import Batch
+
+#: What each of accelerate's mixed precisions casts to.
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: Tokens of one forward pass, unless told otherwise.
 CHUNK_TOKENS = 8192
@@ -102,6 +106,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
         self._steps_summed = 0
         self._schedule_steps: int | None = None
         self._continuing = False
+        self._half_weights: HalfWeights | None = None
 
     # ---- Training ----
 
@@ -131,9 +136,11 @@ class EmbeddingTrainer(EvaluatingTrainer):
             # the Trainer would call the method by names that only PreTrainedModel knows
             self.args.activation_checkpointing = self.args.gradient_checkpointing = False
         with only_reached_trainable(bare, self.needs):
+            self._half_weights = self._halved(bare)
             try:
                 return super().train(*args, **kwargs)
             finally:
+                self._half_weights = None
                 self._unwrap()
 
     def fit_epoch(self, train_loader: Iterable[Batch], planned_epochs: int = 1) -> TrainOutput:
@@ -176,17 +183,18 @@ class EmbeddingTrainer(EvaluatingTrainer):
         batch = self._checked(inputs).to(self.args.device)
         if "mismatched" in self.measures:
             batch = with_mismatched(batch)
-        result = gradcache_step(
-            batch,
-            forward=partial(self._forward, model),
-            embed=lambda chunk: model(batch=chunk, needs=("embedding",)),
-            measure=partial(self._measure, model) if self.measures else None,
-            objectives=self.objectives,
-            chunk_tokens=self.chunk_tokens,
-            backward=self.accelerator.backward,
-            no_sync=partial(self._without_sync, model),
-            gradient_scale=distributed.world_size(),  # every wrapper averages gradients over the ranks
-        )
+        with self._half_weights.used() if self._half_weights is not None else nullcontext():
+            result = gradcache_step(
+                batch,
+                forward=partial(self._forward, model),
+                embed=lambda chunk: model(batch=chunk, needs=("embedding",)),
+                measure=partial(self._measure, model) if self.measures else None,
+                objectives=self.objectives,
+                chunk_tokens=self.chunk_tokens,
+                backward=self.accelerator.backward,
+                no_sync=partial(self._without_sync, model),
+                gradient_scale=distributed.world_size(),  # every wrapper averages gradients over the ranks
+            )
         if not result.finite:
             step = self.state.global_step + 1
             raise not_finite(f"at step {step}", result.losses, result.rows_not_finite(batch.row_ids))
@@ -224,6 +232,13 @@ class EmbeddingTrainer(EvaluatingTrainer):
                 yield
         finally:
             self.accelerator.gradient_state._set_sync_gradients(True)
+
+    def _halved(self, bare: ULLME) -> HalfWeights | None:
+        """Frozen weights as autocast casts them; None without autocast, or where weights are sharded."""
+        dtype = AUTOCAST_DTYPES.get(self.accelerator.mixed_precision)
+        if dtype is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None
+        return HalfWeights(bare, dtype)
 
     def _unwrap(self) -> None:
         """Take accelerate's wrappers off the model, so that it is afterwards what it was, and can be trained again."""

@@ -117,7 +117,7 @@ class ULLME(nn.Module):
         ``attention`` is the model's own unless given.
         """
         rep_ND = torch.zeros(len(texts), self.embedding_dimension, device=self.device, dtype=self._embedding_dtype)
-        for rows in encoding.forward_batches(texts):
+        for rows in encoding.forward_batches(texts, device_type=self.device.type):
             part = texts.rows(rows).to(self.device)
             ids_NT, mask_NT = part.pad(self.tokenizer.pad_token_id)
             rep = self._embed_padded(ids_NT, mask_NT, part.scored_NT(mask_NT), attention)
@@ -253,7 +253,7 @@ class ULLME(nn.Module):
         logp_N = torch.zeros(len(texts), device=self.device, dtype=self._embedding_dtype)
         tokens_N = torch.zeros(len(texts), device=self.device, dtype=torch.long)
         targets = None if target_X is None else replace(texts, ids_X=target_X)
-        for rows in encoding.forward_batches(texts):
+        for rows in encoding.forward_batches(texts, device_type=self.device.type):
             part = texts.rows(rows).to(self.device)
             ids_NT, mask_NT = part.pad(self.tokenizer.pad_token_id)
             hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, attention)

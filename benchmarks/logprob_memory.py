@@ -1,9 +1,11 @@
-"""What do token log-likelihoods cost without logits for all of them? Blocks against full logits, three vocabularies.
+"""What do token log-likelihoods cost without logits for all of them? Ours against full logits, three vocabularies.
 
     python benchmarks/logprob_memory.py [--rows 2048] [--width 576] [--dtype bfloat16] [--head frozen] [--repeats 3]
+    python benchmarks/logprob_memory.py --ways ours full kernel checkpointed --vocabularies 49152
 
-Forward and backward of random hidden states through a random head; each repetition is a process of its own, and the two
-ways take turns. Memory is by how much the process grew at its highest.
+Forward and backward of random hidden states through a random head; each repetition is a process of its own, and the
+ways take turns. Memory is by how much the process grew at its highest. ``kernel`` is torch's ``linear_cross_entropy``
+with our block, ``checkpointed`` computes each block's logits again in backward.
 """
 
 from __future__ import annotations
@@ -16,13 +18,42 @@ import torch
 from measure import MIB, in_fresh_process, machine, measured, spread
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ullme.models.logprob import token_logp
+from ullme.models.logprob import BLOCK_BYTES, token_logp
 from ullme.models.specs import LogitsHead
 
 VOCABULARIES = (49_152, 131_072, 262_144)
-WAYS = ("blocks", "full logits")
+
+
+def full_logp(hidden_XD: Tensor, target_X: Tensor, head: LogitsHead) -> Tensor:
+    """From the logits of all rows at once."""
+    return torch.log_softmax(head(hidden_XD).float(), -1).gather(1, target_X[:, None]).squeeze(1)
+
+
+def checkpointed_logp(hidden_XD: Tensor, target_X: Tensor, head: LogitsHead) -> Tensor:
+    """From blocks whose logits are computed again in backward."""
+    rows = BLOCK_BYTES["cpu"] // (4 * head.vocabulary)
+    blocks = zip(hidden_XD.split(rows), target_X.split(rows), strict=True)
+    return torch.cat([checkpoint(full_logp, h, t, head, use_reentrant=False) for h, t in blocks])
+
+
+def kernel_logp(hidden_XD: Tensor, target_X: Tensor, head: LogitsHead) -> Tensor:
+    """By torch's kernel, in the dtype of autocast where it is on: it is none of autocast's functions."""
+    rows = BLOCK_BYTES["cpu"] // (4 * head.vocabulary)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden_XD.dtype
+    loss_X = torch.nn.functional.linear_cross_entropy(
+        hidden_XD.to(dtype),
+        head.embedding.weight.to(dtype),
+        target_X,
+        reduction="none",
+        options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows),
+    )
+    return -loss_X.float()
+
+
+WAYS = {"ours": token_logp, "full": full_logp, "checkpointed": checkpointed_logp, "kernel": kernel_logp}
 
 
 def work(way: str, vocabulary: int, options: argparse.Namespace) -> dict[str, float]:
@@ -36,32 +67,24 @@ def work(way: str, vocabulary: int, options: argparse.Namespace) -> dict[str, fl
 
     def run(rows: int) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=options.dtype == "bfloat16"):
-            if way == "blocks":
-                logp_X = token_logp(hidden_XD[:rows], target_X[:rows], head)
-            else:
-                logp_XV = torch.log_softmax(head(hidden_XD[:rows]).float(), -1)
-                logp_X = logp_XV.gather(1, target_X[:rows, None]).squeeze(1)
+            logp_X = WAYS[way](hidden_XD[:rows], target_X[:rows], head)
         logp_X.sum().backward()
 
     run(8)  # what libraries set up on first use is not counted
     return measured(lambda: run(options.rows))
 
 
-def table_of(found: dict[tuple[str, int], list[dict[str, float]]]) -> Table:
-    """Medians and spreads per vocabulary and way, and what blocks take of full logits."""
+def table_of(found: dict[tuple[int, str], list[dict[str, float]]]) -> Table:
+    """Medians and spreads per vocabulary and way, and what each takes of full logits."""
     table = Table("vocabulary", "way", "added memory (MiB)", "seconds", "memory ratio", "time ratio")
-    for vocabulary in VOCABULARIES:
-        values = {
-            way: (
-                [r["added_bytes"] / MIB for r in found[way, vocabulary]],
-                [r["seconds"] for r in found[way, vocabulary]],
-            )
-            for way in WAYS
-        }
-        whole = [statistics.median(column) for column in values["full logits"]]
-        for way, (memory, seconds) in values.items():
-            ratios = [f"{statistics.median(x) / w:.2f}" for x, w in zip((memory, seconds), whole, strict=True)]
-            table.add_row(f"{vocabulary:,}", way, spread(memory, 0), spread(seconds, 2), *ratios)
+    for (vocabulary, way), results in found.items():
+        memory, seconds = [r["added_bytes"] / MIB for r in results], [r["seconds"] for r in results]
+        ratios = [
+            f"{statistics.median(r[key] for r in results) / statistics.median(r[key] for r in whole):.2f}"
+            for key in ("added_bytes", "seconds")
+            if (whole := found.get((vocabulary, "full")))
+        ]
+        table.add_row(f"{vocabulary:,}", way, spread(memory, 0), spread(seconds, 2), *ratios)
     return table
 
 
@@ -74,6 +97,8 @@ def main() -> None:
     parser.add_argument("--head", choices=("frozen", "trained"), default="frozen")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours", "full"])
+    parser.add_argument("--vocabularies", nargs="+", type=int, default=VOCABULARIES)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--vocabulary", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -81,12 +106,12 @@ def main() -> None:
         print(json.dumps(work(options.way, options.vocabulary, options)))
         return
     passed = [f"--{name}={getattr(options, name)}" for name in ("rows", "width", "dtype", "head", "threads")]
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    found: dict[tuple[int, str], list[dict[str, float]]] = {}
     for _ in range(options.repeats):
-        for vocabulary in VOCABULARIES:
-            for way in WAYS:
+        for vocabulary in options.vocabularies:
+            for way in options.ways:
                 own = [f"--way={way}", f"--vocabulary={vocabulary}"]
-                found.setdefault((way, vocabulary), []).append(in_fresh_process(__file__, [*passed, *own]))
+                found.setdefault((vocabulary, way), []).append(in_fresh_process(__file__, [*passed, *own]))
     Console(width=120).print(machine(options.threads), f"{vars(options)}", table_of(found), sep="\n")
 
 

@@ -11,7 +11,6 @@ from transformers import TrainingArguments
 from tests.unit.training import pairs, tiny_model, trainer, weights
 from ullme.data import PairCollator
 from ullme.trainer import EmbeddingTrainer, plot_losses, training_arguments
-from ullme.trainer import checkpoints as checkpoints_module
 
 
 def losses(run) -> list[dict[str, float]]:
@@ -77,23 +76,6 @@ def test_a_checkpoint_of_an_adapter_holds_no_base_weights_and_no_pickled_argumen
     files = {path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
     assert {"adapter_model.safetensors", "ullme.json", "trainer_state.json", "optimizer.pt"} <= files
     assert not {"model.safetensors", "training_args.bin"} & files
-
-
-def test_an_interrupted_save_leaves_no_checkpoint_and_is_cleared_by_the_next(tmp_path, monkeypatch):
-    run = trainer(tmp_path, tiny_model(tmp_path), max_steps=2, save_strategy="steps", save_steps=2)
-
-    def fail(model, folder):
-        (folder / "half").write_text("written")
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoints_module.io, "write_files", fail)
-        with pytest.raises(OSError, match="disk full"):
-            run.train()
-    folder = tmp_path / "run"
-    assert not list(folder.glob("checkpoint-*")) and list(folder.glob(".unfinished-*"))
-    trainer(tmp_path, tiny_model(tmp_path), max_steps=2, save_strategy="steps", save_steps=2).train()
-    assert [p.name for p in folder.glob("*checkpoint-*")] == ["checkpoint-2"]
 
 
 def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):

@@ -13,7 +13,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from ullme.apps.run_data import REFERENCE_FOLDER, build_loader, load_training_pairs
-from ullme.apps.run_folder import resume_point
+from ullme.apps.run_folder import require_own_folder
 from ullme.apps.train import require_known_tasks
 from ullme.batching import consecutive_chunks
 from ullme.config import RunConfig
@@ -103,7 +103,7 @@ def plan(config: RunConfig) -> Plan:
     Raises:
         ValueError: as training would: data, model name or tokenizer that cannot be read.
     """
-    resume_point(config)
+    require_own_folder(config)
     require_known_tasks(config)
     dataset = load_training_pairs(config)
     settings = config.model.settings()

@@ -17,7 +17,7 @@ from rich.table import Table
 from ullme.apps.doc_pairs import DocPairs, doc_pairs, write_jsonl
 from ullme.apps.doc_sources import PACKAGES
 from ullme.apps.retrieval import Encode, RetrievalTask, nearest_passages
-from ullme.apps.run_folder import RUN_FILE, resume_point
+from ullme.apps.run_folder import RUN_FILE, require_own_folder
 from ullme.apps.search import hits_table
 from ullme.apps.train import train
 from ullme.config import RunConfig
@@ -81,7 +81,7 @@ def quickstart(
         packages, max_train=steps * batch_size, max_queries=test_queries, max_corpus=test_passages, seed=seed
     )
     config = _run_config(model, output, steps, batch_size, seed)
-    resume_point(config)  # a folder that cannot be the run's is refused before the base model is scored
+    require_own_folder(config)  # a folder that cannot be the run's is refused before the base model is scored
     _describe(pairs, console)
     console.rule("[bold]2. The base model, in both attention modes")
     task = RetrievalTask(pairs.corpus, pairs.queries, pairs.qrels)

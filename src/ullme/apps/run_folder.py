@@ -1,39 +1,41 @@
-"""A run's folder: whether it can be one, and where the run in it stopped."""
+"""A run's folder: whether it can be one, and the run file in it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from ullme.config import RunConfig, read_run_file
+from ullme.trainer.resume import UNFINISHED, flush, remove_unfinished, unfinished
 
 RUN_FILE = "run.yaml"
+MODEL_FOLDER = "model"
 
-#: What may differ when a run is resumed: how long, how often and how fast, but not what is learned from what.
+#: What may differ when a run is resumed: how long, how often and how fast, but not what is learned from what. The rows
+#: of a process may, with the number of processes: the checkpoint knows the rows of a step, and the trainer compares.
 FREE_ON_RESUME = frozenset(
     f"trainer.{name}"
     for name in (
-        "num_train_epochs max_steps chunk_tokens per_device_eval_batch_size gradient_checkpointing logging_steps "
-        "save_steps save_total_limit eval_steps report_to run_name use_cpu dataloader_num_workers resume output_dir "
-        "rank_agreement"
+        "num_train_epochs max_steps chunk_tokens per_device_train_batch_size per_device_eval_batch_size "
+        "gradient_checkpointing logging_steps save_steps save_total_limit eval_steps report_to run_name use_cpu "
+        "dataloader_num_workers resume output_dir rank_agreement"
     ).split()
 )
 
 
-def resume_point(config: RunConfig) -> str | None:
-    """The last checkpoint of the run in its folder; None where it starts.
+def require_own_folder(config: RunConfig) -> None:
+    """Pass if the run's folder is new or empty, or holds this very run, to be resumed.
 
     Raises:
         ValueError: the folder cannot be one, is in use by something else, or by a run that learns something else.
     """
     folder = config.trainer.output_dir
     _require_writable(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
+    if not folder.exists() or all(path.name.startswith(UNFINISHED) for path in folder.iterdir()):
+        return
     kept = folder / RUN_FILE
     name = f"trainer.output_dir: {str(folder)!r}"
     if not kept.is_file():
@@ -44,7 +46,19 @@ def resume_point(config: RunConfig) -> str | None:
         raise ValueError(
             f"{name} holds a run with {key}={before!r}, and this one has {now!r}; name a new folder, or set {key} back"
         )
-    return get_last_checkpoint(str(folder))
+
+
+def prepare_folder(config: RunConfig) -> None:
+    """Make the run's folder, remove what a killed process left half-written, and put the run file into it."""
+    folder = config.trainer.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    for leftover in folder.glob(f".{MODEL_FOLDER}-*"):  # as models.io names what it writes
+        shutil.rmtree(leftover, ignore_errors=True)
+    place = folder / RUN_FILE
+    flush(config.save(unfinished(place)))
+    unfinished(place).replace(place)
+    flush(folder)
 
 
 def _require_writable(folder: Path) -> None:

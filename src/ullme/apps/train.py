@@ -17,13 +17,14 @@ from ullme.apps.run_data import (
     precomputed_reference,
     require_scores,
 )
-from ullme.apps.run_folder import RUN_FILE, resume_point
+from ullme.apps.run_folder import MODEL_FOLDER, prepare_folder, require_own_folder
 from ullme.config import RunConfig
 from ullme.data import load_pairs
 from ullme.models import ULLME
 from ullme.trainer import EmbeddingTrainer, EmbeddingTrainingArguments, plot_curves
+from ullme.trainer.resume_ranks import on_main
+from ullme.trainer.signals import StopOnSignal
 
-MODEL_FOLDER = "model"
 SCORES_FILE = "scores.md"
 CURVES_FILE = "curves.png"
 
@@ -47,17 +48,22 @@ class TrainedRun:
 
 
 def train(config: RunConfig) -> TrainedRun:
-    """Carry out a run, from its last checkpoint if it was interrupted.
+    """Carry out a run, from its last whole checkpoint if it was interrupted.
 
     Its folder gets ``run.yaml`` (the resolved run file), checkpoints, logs, their picture in ``curves.png``, the
     trained model in ``model/``, if the run asks for an evaluation ``scores.md``, and if it needs them the likelihoods
     under the original LLM in ``reference/``. All that can be wrong is found before the folder is touched.
 
+    A process that is killed, at any moment, loses what came after the last checkpoint and nothing else. SIGTERM and
+    SIGINT save one after the step that they come in; a second one ends the process at once.
+
     Raises:
-        ValueError: the folder holds something else or another run, or data, model or objectives do not fit.
+        ValueError: the folder holds something else or another run, every checkpoint in it is damaged, the disk is
+            full, or data, model or objectives do not fit.
+        TrainingStopped: a signal ended the training; uncaught, it ends the process with 143 (SIGTERM) or 130 (SIGINT).
     """
     folder = config.trainer.output_dir
-    last = resume_point(config)
+    require_own_folder(config)
     require_known_tasks(config)
     dataset = load_training_pairs(config)
     held_out = load_pairs(config.data.eval) if config.data.eval else None
@@ -67,9 +73,8 @@ def train(config: RunConfig) -> TrainedRun:
     model = ULLME(**config.model.settings().to_dict())
     arguments = training_arguments(config)  # joins the other processes, among which the loader shares its rows
     loader = build_loader(config, dataset, model.text_tokenizer)
-    folder.mkdir(parents=True, exist_ok=True)
-    if distributed.rank() == 0:
-        config.save(folder / RUN_FILE)
+    on_main(lambda: prepare_folder(config))
+    stop = StopOnSignal()
     trainer = EmbeddingTrainer(
         model,
         config.objectives,
@@ -80,8 +85,11 @@ def train(config: RunConfig) -> TrainedRun:
         reference=precomputed_reference(config, model, dataset, held_out, arguments.device),
         rank_agreement=config.trainer.rank_agreement,
         chunk_tokens=config.trainer.chunk_tokens,
+        callbacks=[stop],
     )
-    trainer.train(resume_from_checkpoint=last)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=True)
+    stop.raise_if_stopped(trainer.state, folder)
     model.eval()
     if distributed.rank() == 0:
         model.save_pretrained(folder / MODEL_FOLDER)

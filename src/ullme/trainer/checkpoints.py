@@ -1,27 +1,119 @@
-"""Checkpoints of a run: ULLME's own files, written beside their place and renamed into it."""
+"""Checkpoints of a run: ULLME's own files, written beside their place, sealed, and renamed into it."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-from torch import nn
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, set_seed
 
-from ullme.distributed import is_distributed
+from ullme import distributed
 from ullme.models import ULLME, io
+from ullme.trainer import resume
+from ullme.trainer.resume_ranks import on_main, together
+from ullme.types import Batch
 
-#: An unfinished checkpoint's name does not match the pattern by which the Trainer finds the last one.
-UNFINISHED = ".unfinished-"
+#: What a checkpoint holds beside Transformers' own: the losses since the last log, and who shared the batch.
+PROGRESS_FILE = "progress.pt"
 
 
 class CheckpointTrainer(Trainer):
-    """A Trainer whose model is a ULLME: adapter-only checkpoints that appear whole or not at all."""
+    """A Trainer whose model is a ULLME: adapter-only checkpoints that appear whole or not at all, and exact resuming.
+
+    A run that is resumed logs the same losses and reaches the same weights as one that was never interrupted.
+    """
+
+    train_loader: Iterable[Batch] | None
+    _loss_sums: dict[str, Tensor]
+    _steps_summed: int
+
+    # ---- Resuming ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; ``resume_from_checkpoint`` is a checkpoint's folder, or True for the last whole one, if there is one.
+
+        Raises:
+            ValueError: the checkpoint is damaged (with True: every one is), or a step had another number of rows.
+        """
+        place: Path | None = None
+        if resume_from_checkpoint is True:
+            place = on_main(lambda: resume.last_whole(Path(self.args.output_dir or ".")))
+        elif resume_from_checkpoint:
+            place = on_main(partial(resume.require_whole, Path(resume_from_checkpoint)))
+        if place is not None:
+            together(partial(self._require_same_batch, place))
+        return super().train(str(place) if place is not None else None, *args, **kwargs)
+
+    def _init_training_state(self, max_steps: int, per_epoch: int, epochs: int, resumed: Any, trial: Any) -> Any:
+        found = super()._init_training_state(max_steps, per_epoch, epochs, resumed, trial)
+        self.state.compute_steps(self.args, max_steps)  # the base class keeps the checkpoint's, whatever is asked for
+        if resumed is not None and self.state.global_step >= max_steps:
+            return epochs, 0  # the base class would take one more step, inside an epoch
+        return found
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Put a checkpoint's weights into the model at hand."""
+        together(partial(load_in_place, self._bare_model(), Path(resume_from_checkpoint)))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        together(partial(super()._load_optimizer_and_scheduler, checkpoint))
+
+    def _load_best_model(self) -> None:
+        """Put the best checkpoint's weights into the model at hand."""
+        assert self.state.best_model_checkpoint is not None
+        together(partial(load_in_place, self._bare_model(), Path(self.state.best_model_checkpoint)))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Random numbers and the losses since the last log as they were; the base class calls it before the first step.
+
+        On another number of processes no process's random numbers are those of one before: they start anew.
+        """
+        if checkpoint is None:
+            return
+        progress = _progress(Path(checkpoint))
+        if progress["processes"] == self.args.world_size:
+            together(partial(super()._load_rng_state, checkpoint))
+        else:
+            set_seed(self.args.seed + self.state.global_step)
+        self._tr_loss += progress["loss"].to(self._tr_loss.device)
+        self._total_loss_scalar = -float(progress["loss"])  # the base class reports the mean loss of this call's steps
+        self._globalstep_last_logged = progress["logged_step"]
+        self._loss_sums = {name: value.to(self.args.device) for name, value in progress["loss_sums"].items()}
+        self._steps_summed = progress["steps_summed"]
+
+    def _require_same_batch(self, place: Path) -> None:
+        """Raise unless a step has as many rows as when the checkpoint was written, over however many processes.
+
+        Raises:
+            ValueError: it has not, so that the data would come in another order.
+        """
+        before, now, processes = _progress(place)["batch_rows"], self._batch_rows(), distributed.world_size()
+        if before == now or None in (before, now):
+            return
+        cure = f"set per_device_train_batch_size to {before // processes}"
+        if before % processes:
+            cure = f"take a number of processes that divides {before}"
+        raise ValueError(
+            f"per_device_train_batch_size: a step has {now} rows on {processes} process(es), and had {before} when "
+            f"{str(place)!r} was written; {cure}"
+        )
+
+    def _batch_rows(self) -> int | None:
+        """Rows of a step, on all processes together; None where a loader of the user's does not tell."""
+        if self.train_loader is None:
+            return self.args.train_batch_size * distributed.world_size()
+        return getattr(getattr(self.train_loader, "batch_sampler", None), "batch_size", None)
+
+    # ---- Saving ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the model's files and the training arguments (as JSON, nothing pickled) into a folder."""
@@ -32,54 +124,56 @@ class CheckpointTrainer(Trainer):
         io.write_files(self._bare_model(), folder)
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Put a checkpoint's weights into the model at hand."""
-        load_in_place(self._bare_model(), Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        """Put the best checkpoint's weights into the model at hand."""
-        assert self.state.best_model_checkpoint is not None
-        load_in_place(self._bare_model(), Path(self.state.best_model_checkpoint))
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write model, optimizer, schedule, random states and trainer state, then rename the folder into place."""
-        run_dir = Path(self._get_output_dir(trial=trial))
-        place = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        unfinished = run_dir / f"{UNFINISHED}{place.name}"
-        if self.args.should_save:
-            self._remove_unfinished(run_dir)
-            unfinished.mkdir(parents=True)
-        _barrier()
+        """Write model, optimizer, schedule, random states and trainer state, then rename the folder into place.
+
+        Raises:
+            ValueError: it cannot be written, in whichever process; what was written of it is removed, and the
+                checkpoints before are as they were.
+        """
+        place = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self.store_flos()
-        self.save_model(str(unfinished), _internal_call=True)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(unfinished))
-            self._save_scaler(str(unfinished))
-            self._save_rng_state(str(unfinished))
-        self._record_best(run_dir)
-        _barrier()
-        if self.args.should_save:
-            self._write_state(unfinished)
-            _put(unfinished, place)
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        _barrier()
+        try:
+            for act in (self._begin, self._write, self._finish):
+                together(partial(_stored, act, place))
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(resume.unfinished(place), ignore_errors=True)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
+
+    def _begin(self, place: Path) -> None:
+        if self.args.should_save:
+            resume.remove_unfinished(place.parent)
+            resume.unfinished(place).mkdir(parents=True)
+
+    def _write(self, place: Path) -> None:
+        folder = resume.unfinished(place)
+        if not folder.is_dir():
+            raise ValueError(
+                f"output_dir: {str(place.parent)!r} is not the same folder for every process; name one on a file "
+                "system that all of them share"
+            )
+        self.save_model(str(folder), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+        self._record_best(place.parent)
+
+    def _finish(self, place: Path) -> None:
+        if not self.args.should_save:
+            return
+        folder = resume.unfinished(place)
+        self._write_state(folder)
+        resume.seal(folder)
+        resume.put(folder, place)
+        resume.rotate(place.parent, self.args.save_total_limit, place, self.state.best_model_checkpoint)
 
     def _bare_model(self) -> ULLME:
         model = self.accelerator.unwrap_model(self.model)
         assert isinstance(model, ULLME)
         return model
-
-    def _remove_unfinished(self, run_dir: Path) -> None:
-        """Remove what an interrupted run left behind."""
-        for leftover in run_dir.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def _record_best(self, run_dir: Path) -> None:
         """Point the state at the best checkpoint, which may be the one being written."""
@@ -95,6 +189,15 @@ class CheckpointTrainer(Trainer):
                 name, value = type(callback).__name__, callback.state()
                 saved[name] = [*saved[name], value] if isinstance(saved.get(name), list) else value
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        progress = {
+            "processes": self.args.world_size,
+            "batch_rows": self._batch_rows(),
+            "loss": self._tr_loss.cpu(),
+            "logged_step": self._globalstep_last_logged,
+            "loss_sums": {name: value.cpu() for name, value in self._loss_sums.items()},
+            "steps_summed": self._steps_summed,
+        }
+        torch.save(progress, folder / PROGRESS_FILE)
 
 
 def load_in_place(model: ULLME, folder: Path) -> None:
@@ -109,15 +212,40 @@ def load_in_place(model: ULLME, folder: Path) -> None:
         model.load_state_dict(saved.state_dict())
 
 
-def _put(new: Path, place: Path) -> None:
-    """Rename a folder into its place; one that is already there (a step done twice) makes room first."""
-    old = place.with_name(f"{UNFINISHED}old-{place.name}")
-    if place.exists():
-        place.replace(old)
-    new.replace(place)
-    shutil.rmtree(old, ignore_errors=True)
+def _progress(place: Path) -> dict[str, Any]:
+    return torch.load(place / PROGRESS_FILE, map_location="cpu", weights_only=True)
 
 
-def _barrier() -> None:
-    if is_distributed():
-        dist.barrier()
+def _stored(act: Callable[[Path], None], place: Path) -> None:
+    """Act on a checkpoint that is being written.
+
+    Raises:
+        ValueError: the disk does not take it.
+    """
+    try:
+        act(place)
+    except Exception as error:  # the libraries that write have no common error for a full disk
+        if not _of_the_disk(error):
+            raise
+        earlier = resume.checkpoints(place.parent)
+        goes_on = f"from {earlier[-1].name}" if earlier else "at the start"
+        raise ValueError(
+            f"checkpoint {str(place)!r} cannot be written ({_reason(error)}; {_free(place.parent)}); make room or "
+            f"check the disk, then give the same command again, which goes on {goes_on}"
+        ) from error
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether writing failed: torch raises RuntimeError, tokenizers a plain Exception with the system's number."""
+    return isinstance(error, (OSError, SafetensorError, RuntimeError)) or "(os error " in str(error)
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, where an error was raised on top of it; torch's own tells nothing of a full disk."""
+    while not isinstance(error, OSError) and error.__context__ is not None:
+        error = error.__context__
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free"

@@ -74,6 +74,7 @@ def gather_inputs(inputs: ObjectiveInputs) -> tuple[ObjectiveInputs, slice]:
         positive_mask_BP=gather_rows(pad(inputs.positive_mask_BP.byte(), (0, missing)))[0].bool(),
         query_key_B=gather_rows(inputs.query_key_B)[0],
         passage_key_BP=gather_rows(pad(inputs.passage_key_BP, (0, missing)))[0],
+        in_batch_B=None if inputs.in_batch_B is None else gather_rows(inputs.in_batch_B.byte())[0].bool(),
         row_ids=("",) * own.start + inputs.row_ids + others,
         query_BD=query_BD,
         passage_BPD=gather_rows(pad(inputs.passage_BPD, (0, 0, 0, missing)))[0],

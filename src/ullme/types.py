@@ -30,6 +30,7 @@ class PairExample:
     """One query with its passages, as a row of training data states them.
 
     ``scores`` are a teacher's, of each positive and then of each negative; None where the row has none.
+    ``in_batch_negatives`` is False for a row that neither takes negatives from others of its batch nor gives them any.
     """
 
     query: str
@@ -39,6 +40,7 @@ class PairExample:
     source: str = ""
     row_id: str = ""
     scores: tuple[float, ...] | None = None
+    in_batch_negatives: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,31 @@ class Texts:
             skip_N=torch.tensor(list(skip) if skip is not None else [0] * len(ids), dtype=torch.long),
         )
 
+    @classmethod
+    def joined(cls, *parts: Texts) -> Texts:
+        """The texts of all parts, one part after the other."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
     def __len__(self) -> int:
         return self.lengths_N.shape[0]
+
+    @property
+    def text_X(self) -> Tensor:  # noqa: N802 - the suffix is the shape
+        """Which text each token belongs to, (X,)."""
+        return torch.arange(len(self), device=self.lengths_N.device).repeat_interleave(
+            self.lengths_N, output_size=self.ids_X.shape[0]
+        )
+
+    @property
+    def place_X(self) -> Tensor:  # noqa: N802 - the suffix is the shape
+        """Each token's place in its text, from 0, (X,)."""
+        start_N = self.lengths_N.cumsum(0) - self.lengths_N
+        return torch.arange(self.ids_X.shape[0], device=self.ids_X.device) - start_N[self.text_X]
+
+    @property
+    def scored_X(self) -> Tensor:  # noqa: N802 - the suffix is the shape
+        """True on the tokens that are not context: what is pooled, or whose likelihood counts, (X,)."""
+        return self.place_X >= self.skip_N[self.text_X]
 
     def rows(self, index: Sequence[int] | Tensor) -> Texts:
         """The texts at these positions, in this order."""
@@ -128,7 +153,8 @@ class Batch:
     The rest is there when an objective needs it. ``mismatched`` holds, like ``generation``, the passages of another
     query of the global batch after this one. ``masked`` holds one text per query with hidden tokens. ``teacher_BP`` are
     a teacher's scores (0 for an absent passage). ``ref_logp_BP`` are the reference's likelihoods where they were
-    computed before training.
+    computed before training. ``in_batch_B`` marks the queries that take other queries' passages for negatives and whose
+    own passages others take; None marks all.
     """
 
     query: Texts
@@ -143,6 +169,7 @@ class Batch:
     masked: MaskedTexts | None = None
     teacher_BP: Tensor | None = None
     ref_logp_BP: Tensor | None = None
+    in_batch_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -165,6 +192,7 @@ class Batch:
             masked=None if self.masked is None else self.masked.rows(at_B),
             teacher_BP=None if self.teacher_BP is None else self.teacher_BP[at_B],
             ref_logp_BP=None if self.ref_logp_BP is None else self.ref_logp_BP[at_B],
+            in_batch_B=None if self.in_batch_B is None else self.in_batch_B[at_B],
         )
 
     def _mismatched_rows(self, index: Sequence[int]) -> list[int]:
@@ -197,6 +225,7 @@ class ObjectiveInputs:
     ``mismatched_ref_logp_BP`` and ``mismatched_tokens_BP`` are the same of each query with another one's passages.
     ``masked_logp_B`` is the log-likelihood summed over a text's ``masked_tokens_B`` hidden tokens. ``teacher_BP`` are a
     teacher's scores. ``totals_S`` are an objective's own sums over the global batch (``Objective.sums_BS``).
+    ``in_batch_B`` is the batch's.
     """
 
     passage_mask_BP: Tensor
@@ -216,11 +245,12 @@ class ObjectiveInputs:
     masked_tokens_B: Tensor | None = None
     teacher_BP: Tensor | None = None
     totals_S: Tensor | None = None
+    in_batch_B: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch, **tensors: Tensor | None) -> ObjectiveInputs:
         """The inputs of a batch's rows with these embeddings and likelihoods, and what the batch itself brings."""
-        brought = {"teacher_BP": batch.teacher_BP, "ref_logp_BP": batch.ref_logp_BP}
+        brought = {name: getattr(batch, name) for name in ("teacher_BP", "ref_logp_BP", "in_batch_B")}
         return cls(
             passage_mask_BP=batch.passage_mask_BP,
             positive_mask_BP=batch.positive_mask_BP,

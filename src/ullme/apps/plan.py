@@ -17,6 +17,7 @@ from ullme.apps.run_folder import require_own_folder
 from ullme.apps.train import require_known_tasks
 from ullme.batching import consecutive_chunks
 from ullme.config import RunConfig
+from ullme.data import PairDataset
 from ullme.models.loading import load_config, load_tokenizer, resolve
 from ullme.models.lora import add_adapter
 from ullme.models.pooling import Pooling
@@ -50,7 +51,7 @@ class Plan:
 
     Attributes:
         rows: rows of training data, by source.
-        negatives: rows that have a negative.
+        negatives: rows that have a negative; None where the data is a stream.
         batches_per_epoch: batches of the global batch size.
         steps: optimizer steps of the run.
         batch_rows: rows of a global batch.
@@ -64,7 +65,7 @@ class Plan:
     """
 
     rows: dict[str, int]
-    negatives: int
+    negatives: int | None
     batches_per_epoch: int
     steps: int
     batch_rows: int
@@ -81,7 +82,9 @@ class Plan:
         table = Table("", "Plan", title="Dry run: nothing was trained, nothing was written", show_header=False)
         for source, rows in self.rows.items():
             table.add_row(f"rows of {source}", f"{rows:,}")
-        table.add_row("rows with negatives", f"{self.negatives:,}")
+        table.add_row(
+            "rows with negatives", "known once it is read" if self.negatives is None else f"{self.negatives:,}"
+        )
         table.add_row("batches", f"{self.batches_per_epoch:,} per epoch, of {self.batch_rows} rows")
         table.add_row("steps", f"{self.steps:,}")
         table.add_row("tokens of a batch", f"median {self.tokens[0]:,}, largest {self.tokens[1]:,}")
@@ -123,7 +126,7 @@ def plan(config: RunConfig) -> Plan:
     trainer = config.trainer
     return Plan(
         rows={name: len(part) for name, part in zip(dataset.sources, dataset.source_rows(), strict=True)},
-        negatives=int((dataset.negatives_N() > 0).sum()),
+        negatives=int((dataset.negatives_N() > 0).sum()) if isinstance(dataset, PairDataset) else None,
         batches_per_epoch=per_epoch,
         steps=trainer.max_steps if trainer.max_steps > 0 else int(np.ceil(per_epoch * trainer.num_train_epochs)),
         batch_rows=max(map(len, sample)),

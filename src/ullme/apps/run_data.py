@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ullme import distributed
 from ullme.apps.stages import original_model, require_dropout, token_masking
 from ullme.config import RunConfig
-from ullme.data import PairCollator, PairDataset, PairLoader, load_pairs, train_loader
+from ullme.data import PairCollator, PairDataset, PairLoader, PairStream, load_pairs, stream_pairs, train_loader
 from ullme.models import ULLME
 from ullme.objectives import needs_of
 from ullme.prompts import TextTokenizer
@@ -16,19 +17,37 @@ from ullme.trainer import ReferenceTable, compute_reference
 REFERENCE_FOLDER = "reference"
 
 
-def load_training_pairs(config: RunConfig) -> PairDataset:
-    """The run's training data.
+def load_training_pairs(config: RunConfig) -> PairDataset | PairStream:
+    """The run's training data; of a stream the first rows of each source are checked now, the others when they come.
 
     Raises:
         ValueError: a source cannot be read, no row has the negatives that an objective needs, or nothing tells a text
             from itself where it is its own positive.
     """
-    dataset = load_pairs(config.data.train)
+    dataset = stream_pairs(config.data.train) if config.data.streaming else load_pairs(config.data.train)
+    known = dataset.head() if isinstance(dataset, PairStream) else dataset
     if config.needs_negatives:
-        dataset.require_negatives(f"the objective {config.needs_negatives[0]!r} needs them")
-    require_scores(config, dataset)
-    require_dropout(config, dataset)
+        known.require_negatives(f"the objective {config.needs_negatives[0]!r} needs them")
+    require_own_negatives(config, known)
+    require_scores(config, known)
+    require_dropout(config, known)
     return dataset
+
+
+def require_own_negatives(config: RunConfig, dataset: PairDataset) -> None:
+    """Raise if a source takes no negatives from its batches and has none of its own, where a contrast needs some.
+
+    Raises:
+        ValueError: names the source.
+    """
+    contrast = [o.type for o in config.objectives if o.couples_batch and o.weight]
+    negatives_N = dataset.negatives_N() if config.data.negatives_per_query != 0 else np.zeros(len(dataset))
+    for source, name, rows in zip(config.data.train, dataset.sources, dataset.source_rows(), strict=True):
+        if contrast and not source.in_batch_negatives and not negatives_N[rows.start : rows.stop].any():
+            raise ValueError(
+                f"{name}: in_batch_negatives: is false, and its rows bring no negatives, so {contrast[0]} has nothing "
+                "to tell a positive from; add negatives, or leave in_batch_negatives out"
+            )
 
 
 def require_scores(config: RunConfig, dataset: PairDataset) -> None:
@@ -64,7 +83,7 @@ def evaluation_collator(config: RunConfig, tokenizer: TextTokenizer) -> PairColl
     return collator
 
 
-def build_loader(config: RunConfig, dataset: PairDataset, tokenizer: TextTokenizer) -> PairLoader:
+def build_loader(config: RunConfig, dataset: PairDataset | PairStream, tokenizer: TextTokenizer) -> PairLoader:
     """The batches that the run sees, this process's rows of each."""
     data, trainer = config.data, config.trainer
     return train_loader(
@@ -75,12 +94,17 @@ def build_loader(config: RunConfig, dataset: PairDataset, tokenizer: TextTokeniz
         drop_last=data.drop_last,
         one_source=data.one_source,
         unique_texts=data.unique_texts,
+        shuffle_rows=data.shuffle_rows,
         num_workers=trainer.dataloader_num_workers,
     )
 
 
 def precomputed_reference(
-    config: RunConfig, model: ULLME, dataset: PairDataset, held_out: PairDataset | None, device: torch.device
+    config: RunConfig,
+    model: ULLME,
+    dataset: PairDataset | PairStream,
+    held_out: PairDataset | None,
+    device: torch.device,
 ) -> ReferenceTable | None:
     """The original LLM's likelihoods of all that the run reads, if it wants them computed before training.
 
@@ -91,6 +115,7 @@ def precomputed_reference(
     """
     if config.reference != "precomputed":
         return None
+    assert isinstance(dataset, PairDataset), "a stream's reference is live: RunConfig refuses the other"
     data, trainer = config.data, config.trainer
     first_only = data.choice == "first"
     return compute_reference(

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from ullme.data import DataSource
+from ullme.data import SHUFFLE_ROWS, DataSource
 from ullme.models.settings import ModelSettings, require_choice
 from ullme.objectives import PRESETS, AnyObjective, as_mapping, needs_of
 from ullme.prompts import GENERATION_TEMPLATE
@@ -84,7 +84,11 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """What is trained on, and what is held out to be watched during training."""
+    """What is trained on, and what is held out to be watched during training.
+
+    With ``streaming`` the training data stays on disk, so that it may be larger than memory; ``shuffle_rows`` of it are
+    held and shuffled together (so are those of sources with weights). Held-out data is always read whole.
+    """
 
     train: list[DataSource] = Field(min_length=1)
     eval: list[DataSource] = Field(default_factory=list)
@@ -95,6 +99,8 @@ class DataConfig(Section):
     one_source: bool = True
     unique_texts: bool = True
     drop_last: bool = False
+    streaming: bool = False
+    shuffle_rows: PositiveInt = SHUFFLE_ROWS
 
 
 class EvalConfig(Section):
@@ -206,6 +212,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"data.negatives_per_query: is 0, and the objective {wanting[0]!r} needs negatives; "
                 "raise it or leave it out"
+            )
+        if self.data.streaming and self.reference == "precomputed":
+            raise ValueError(
+                "data.streaming: is true, and the original LLM's likelihoods are to be computed before training, for "
+                "which every row is read; set data.streaming to false, or trainer.reference to live"
             )
         if self.trainer.eval_steps and not self.data.eval:
             raise ValueError(

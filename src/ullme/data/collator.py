@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ullme.data.masking import TokenMasking
-from ullme.data.schema import text_key
+from ullme.data.tables import text_key
 from ullme.data.wording import shortened
 from ullme.prompts import TextTokenizer, instruction_prompt
 from ullme.types import Batch, MaskedTexts, PairExample, Texts
@@ -98,6 +98,7 @@ class PairCollator:
             row_ids=tuple(e.row_id for e in examples),
             masked=None if self.masking is None else self._masked(examples, passages, self.masking),
             teacher_BP=_scores(examples, chosen, shape),
+            in_batch_B=torch.tensor([e.in_batch_negatives for e in examples], dtype=torch.bool),
         )
 
     def _chosen_passages(self, examples: Sequence[PairExample]) -> list[list[int | None]]:

@@ -26,25 +26,38 @@ def deal(rows: Sequence[int], shared: Shared, batch_size: int, rng: np.random.Ge
     """Every row once, shuffled, in batches of at most ``batch_size`` whose rows share no text.
 
     As few batches as rows and repeats demand: ceil(rows / batch_size), or as many as the most repeated text has rows.
+    """
+    counts = Counter(key for row in rows for key in shared.get(row, ()))
+    needed = max(-(-len(rows) // batch_size), max(counts.values(), default=1))
+    batches, left_over = deal_into(needed, rows, shared, batch_size, rng)
+    more = deal(left_over, shared, batch_size, rng) if left_over else []
+    return [batch for batch in batches if batch] + more
+
+
+def deal_into(
+    count: int, rows: Sequence[int], shared: Shared, batch_size: int, rng: np.random.Generator
+) -> tuple[list[list[int]], list[int]]:
+    """The rows, shuffled, in ``count`` batches whose rows share no text, and the rows that no batch can take.
+
+    Only the last batch is not full, unless rows are left over: those of a text that every batch with room has already.
     Rows that share texts are dealt first, the most repeated text before others, each to a batch at random; the rest
     fill the room that is left.
     """
+    assert len(rows) <= count * batch_size
     shuffled: list[int] = rng.permutation(np.asarray(rows, dtype=np.int64)).tolist()
     counts = Counter(key for row in shuffled for key in shared.get(row, ()))
     repeats = {row: max((counts[key] for key in shared.get(row, ())), default=1) for row in shuffled}
-    needed = max(-(-len(shuffled) // batch_size), max(counts.values(), default=1))
-    table = _Table(needed, batch_size, last=len(shuffled) - (needed - 1) * batch_size)
+    table = _Table(count, batch_size, last=len(shuffled) - (count - 1) * batch_size)
     tied = sorted((row for row in shuffled if repeats[row] > 1), key=lambda row: -repeats[row])
     left_over = []
     for row in tied:
         texts = shared[row]
         most = max(texts, key=lambda key: counts[key])
         start = table.next_of.get(most)
-        if not table.place(row, texts, most, int(rng.integers(needed)) if start is None else start):
+        if not table.place(row, texts, most, int(rng.integers(count)) if start is None else start):
             left_over.append(row)
     table.fill([row for row in shuffled if repeats[row] == 1])
-    more = deal(left_over, shared, batch_size, rng) if left_over else []
-    return [batch for batch in table.batches if batch] + more
+    return table.batches, left_over
 
 
 @dataclass

@@ -91,12 +91,17 @@ def jsonl_rows(path: str, subset: str | None = None, split: str | None = None) -
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield number, _json_object(line, f"{path}, line {number}", first=number == 1)
+                    yield number, json_object(line, f"{path}, line {number}", first=number == 1)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: broken gzip file ({error}); compress it again, or unpack it") from error
 
 
-def _json_object(line: bytes, at: str, first: bool) -> dict[str, Any]:
+def json_object(line: bytes, at: str, first: bool) -> dict[str, Any]:
+    """The object that a line of a file holds; only its first line may start with a byte order mark.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON or not an object; ``at`` says where.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
@@ -122,8 +127,12 @@ def parquet_rows(path: str, subset: str | None = None, split: str | None = None)
         batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE))
         yield from enumerate(chain.from_iterable(batches), start=1)
     except (pa.ArrowException, OSError) as error:
-        cause = " ".join(str(error).split())
-        raise ValueError(f"{path}: unreadable Parquet file ({cause[:120]}); write or download it again") from error
+        raise unreadable_parquet(path, error) from error
+
+
+def unreadable_parquet(path: str, error: Exception) -> ValueError:
+    """The error about a file that is not Parquet, or is truncated."""
+    return ValueError(f"{path}: unreadable Parquet file ({_one_line(error)}); write or download it again")
 
 
 def saved_rows(path: str, subset: str | None = None, split: str | None = None) -> Iterator[Row]:
@@ -132,11 +141,20 @@ def saved_rows(path: str, subset: str | None = None, split: str | None = None) -
     Raises:
         ValueError: a folder that cannot be read, or a split it does not have.
     """
+    yield from _dataset_rows(saved_dataset(path, subset, split))
+
+
+def saved_dataset(path: str, subset: str | None = None, split: str | None = None) -> datasets.Dataset:
+    """What ``datasets`` saved in a folder, mapped into memory.
+
+    Raises:
+        ValueError: as ``saved_rows``.
+    """
     try:
         loaded = datasets.load_from_disk(path)
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise ValueError(f"{path}: unreadable saved dataset ({_one_line(error)}); save it again") from error
-    yield from _dataset_rows(_chosen_split(loaded, split, path))
+    return _chosen_split(loaded, split, path)
 
 
 def hub_rows(path: str, subset: str | None = None, split: str | None = None) -> Iterator[Row]:
@@ -145,12 +163,21 @@ def hub_rows(path: str, subset: str | None = None, split: str | None = None) -> 
     Raises:
         ValueError: a name that neither a file here nor a dataset has, a missing configuration or split.
     """
+    yield from _dataset_rows(hub_dataset(path, subset, split))
+
+
+def hub_dataset(path: str, subset: str | None = None, split: str | None = None) -> datasets.Dataset:
+    """What ``datasets.load_dataset`` finds under this name or folder, converted once and mapped into memory.
+
+    Raises:
+        ValueError: as ``hub_rows``.
+    """
     try:
         loaded = datasets.load_dataset(path, name=subset)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         here = _nearest_file(Path(path))
         raise ValueError(f"{path}: neither a file here nor a dataset ({_one_line(error)}){here}") from error
-    yield from _dataset_rows(_chosen_split(loaded, split, path))
+    return _chosen_split(loaded, split, path)
 
 
 def _chosen_split(loaded: Any, split: str | None, path: str) -> datasets.Dataset:

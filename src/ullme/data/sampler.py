@@ -4,20 +4,72 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
-from ullme import distributed
-from ullme.data.collator import PairCollator
 from ullme.data.dealing import Shared, deal, shared_texts
 from ullme.data.schema import PairDataset
-from ullme.types import PairExample
+from ullme.data.windows import BatchRef
 
 _LOG = logging.getLogger(__name__)
 
 
-class PairBatchSampler(Sampler[list[int]]):
+#: Tells the mix of sources apart from all else that is drawn from a run's seed.
+_MIX = 0x317
+
+
+class EpochSampler(Sampler[list[Any]]):
+    """Yields what tells a batch's rows, in an order that depends on the epoch and not on what was yielded before.
+
+    Attributes:
+        epoch: whose batches come next.
+        start: batches of this epoch to pass over.
+        on_epoch: called with every epoch set, so that a collator can follow.
+    """
+
+    epoch: int = 0
+    start: int = 0
+    on_epoch: Callable[[int], None] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle for this epoch from now on; another one than before begins at its start."""
+        if epoch != self.epoch:
+            self.start = 0
+        self.epoch = epoch
+        if self.on_epoch is not None:
+            self.on_epoch(epoch)
+
+
+class StreamBatchSampler(EpochSampler):
+    """References to the batches of ``StreamBatches``, pool by pool in order, the pools mixed at random.
+
+    Nothing is read to make them, so passing over batches of a resumed run costs no time.
+
+    Args:
+        counts: batches of each pool in an epoch.
+        seed: of the mix.
+        on_epoch: called with every epoch set.
+    """
+
+    def __init__(self, counts: Sequence[int], seed: int = 0, on_epoch: Callable[[int], None] | None = None) -> None:
+        self.counts, self.seed, self.on_epoch = tuple(counts), seed, on_epoch
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __iter__(self) -> Iterator[list[BatchRef]]:
+        epoch, start, self.start = self.epoch, self.start, 0
+        rng = np.random.default_rng([_MIX, self.seed, epoch])
+        pool_X = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+        seen = np.bincount(pool_X[:start], minlength=len(self.counts)).tolist()
+        for pool in pool_X[start:].tolist():
+            yield [BatchRef(epoch, pool, seen[pool])]
+            seen[pool] += 1
+
+
+class PairBatchSampler(EpochSampler):
     """Batches of rows such that every row comes once an epoch and no two rows of a batch share a text.
 
     Two rows share a text when a query or positive of one is a query or positive of the other: each would be the
@@ -36,7 +88,6 @@ class PairBatchSampler(Sampler[list[int]]):
         drop_last: leave out batches that are not full.
         one_source: every batch from one source of the dataset.
         unique_texts: no text twice in a batch.
-        on_epoch: called with every epoch set, so that a collator can follow.
     """
 
     def __init__(
@@ -54,7 +105,7 @@ class PairBatchSampler(Sampler[list[int]]):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} is less than 1; give the rows of one batch")
-        self.batch_size, self.drop_last, self.seed, self.epoch = batch_size, drop_last, seed, 0
+        self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.rank, self.world_size, self.on_epoch = rank, world_size, on_epoch
         self._parts = dataset.source_rows() if one_source else [range(len(dataset))]
         self._shared: Shared = shared_texts(*dataset.text_keys()) if unique_texts else {}
@@ -63,17 +114,12 @@ class PairBatchSampler(Sampler[list[int]]):
         if not len(self):
             raise ValueError(f"batch_size: {len(dataset)} rows fill no batch of {batch_size}; lower batch_size")
 
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle for this epoch from now on."""
-        self.epoch = epoch
-        if self.on_epoch is not None:
-            self.on_epoch(epoch)
-
     def __len__(self) -> int:
         return sum(self._counts)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.global_batches():
+        start, self.start = self.start, 0
+        for batch in self.global_batches()[start:]:
             yield batch[self.rank :: self.world_size]
 
     def global_batches(self) -> list[list[int]]:
@@ -113,46 +159,3 @@ class PairBatchSampler(Sampler[list[int]]):
         rng = np.random.default_rng([self.seed, epoch, part])
         batches = deal(self._parts[part], self._shared, self.batch_size, rng)
         return [batch for batch in batches if len(batch) == self.batch_size] if self.drop_last else batches
-
-
-class PairLoader(DataLoader[PairExample]):
-    """A DataLoader of ``Batch`` whose ``set_epoch`` reaches its batch sampler, and through it the collator."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle, and sample passages, for this epoch from now on."""
-        assert isinstance(self.batch_sampler, PairBatchSampler)
-        self.batch_sampler.set_epoch(epoch)
-
-
-def train_loader(
-    dataset: PairDataset,
-    collator: PairCollator,
-    batch_size: int,
-    *,
-    seed: int = 0,
-    drop_last: bool = False,
-    one_source: bool = True,
-    unique_texts: bool = True,
-    rank: int | None = None,
-    world_size: int | None = None,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-) -> PairLoader:
-    """A loader of this rank's share of every global batch of ``batch_size`` rows.
-
-    Hand it to the trainer as it is: it is already split over the ranks, so accelerate must not split it again.
-    """
-    sampler = PairBatchSampler(
-        dataset,
-        batch_size,
-        seed=seed,
-        drop_last=drop_last,
-        one_source=one_source,
-        unique_texts=unique_texts,
-        rank=distributed.rank() if rank is None else rank,
-        world_size=distributed.world_size() if world_size is None else world_size,
-        on_epoch=collator.set_epoch,
-    )
-    return PairLoader(
-        dataset, batch_sampler=sampler, collate_fn=collator, num_workers=num_workers, pin_memory=pin_memory
-    )

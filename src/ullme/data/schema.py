@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, chain, islice
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,36 @@ import pyarrow.compute as pc
 from datasets.fingerprint import generate_random_fingerprint
 from torch.utils.data import Dataset
 
+from ullme.data.files import labels_of
 from ullme.data.rows import RowReader
-from ullme.data.source import DataSource
+from ullme.data.source import DataSource, weights_of
+from ullme.data.tables import ROW_SCHEMA, ROWS_PER_BLOCK, entries_of, lengths_of, table_of, text_key
 from ullme.types import PairExample
-
-_SCHEMA = pa.schema(
-    [
-        ("query", pa.string()),
-        ("positives", pa.list_(pa.string())),
-        ("negatives", pa.list_(pa.string())),
-        ("instruction", pa.string()),
-        ("row", pa.int64()),
-        ("scores", pa.list_(pa.float64())),
-    ]
-)
-_ROWS_PER_BLOCK = 4096
 
 
 class PairDataset(Dataset[PairExample]):
     """Training pairs of one or more sources as a map-style dataset; texts stay in Arrow until a row is asked for.
 
     ``dataset[i]`` is a ``PairExample`` whose ``row_id`` reads like ``pairs.jsonl:17`` (the line, or row, from 1).
+
+    Attributes:
+        sources: the sources' names.
+        weights: share of each source in an epoch; None takes every row once.
     """
 
-    def __init__(self, tables: Sequence[pa.Table], sources: Sequence[str], instructions: Sequence[str | None]) -> None:
+    def __init__(
+        self,
+        tables: Sequence[pa.Table],
+        sources: Sequence[str],
+        instructions: Sequence[str | None],
+        *,
+        labels: Sequence[Sequence[str]] | None = None,
+        weights: tuple[float, ...] | None = None,
+    ) -> None:
         assert len(tables) == len(sources) == len(instructions)
-        self.sources = tuple(sources)
+        self.sources, self.weights = tuple(sources), weights
         self._instructions = tuple(instructions)
+        self._labels = tuple(labels) if labels is not None else tuple([name] for name in sources)
         self._ends = list(accumulate(table.num_rows for table in tables))
         # hashing the table, which a given fingerprint avoids, would copy it whole
         self._rows = datasets.Dataset(pa.concat_tables(tables), fingerprint=generate_random_fingerprint())
@@ -56,8 +58,11 @@ class PairDataset(Dataset[PairExample]):
             ValueError: as for a file.
         """
         reader = RowReader(f"{source}, row")
-        rows = (reader.read(_row(example), i) for i, example in enumerate(examples, start=1))
-        return cls([_table(rows)], [source], [None])
+        rows = (
+            {**reader.read(_row(e), i), "file": 0, "in_batch_negatives": e.in_batch_negatives}
+            for i, e in enumerate(examples, start=1)
+        )
+        return cls([table_of(rows)], [source], [None])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -70,29 +75,14 @@ class PairDataset(Dataset[PairExample]):
     def __getitems__(self, index: Sequence[int]) -> list[PairExample]:
         """Several rows at once: what a DataLoader calls, and the quick way."""
         columns = self._rows[list(index)]
-        values = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
-        return [self._example(i, *row) for i, row in zip(index, values, strict=True)]
+        rows = zip(*(columns[name] for name in ROW_SCHEMA.names), strict=True)
+        return [
+            self._example(i, dict(zip(ROW_SCHEMA.names, row, strict=True))) for i, row in zip(index, rows, strict=True)
+        ]
 
-    def _example(
-        self,
-        i: int,
-        query: str,
-        positives: list[str],
-        negatives: list[str],
-        instruction: str | None,
-        row: int,
-        scores: list[float] | None,
-    ) -> PairExample:
+    def _example(self, i: int, row: Mapping[str, Any]) -> PairExample:
         at = self.source_of(i)
-        return PairExample(
-            query=query,
-            positives=tuple(positives),
-            negatives=tuple(negatives),
-            instruction=instruction or self._instructions[at],
-            source=self.sources[at],
-            row_id=f"{self.sources[at]}:{row}",
-            scores=None if scores is None else tuple(scores),
-        )
+        return example_of(row, self.sources[at], self._labels[at][row["file"]], self._instructions[at])
 
     def source_of(self, index: int) -> int:
         """The position in ``sources`` of the source a row comes from."""
@@ -104,13 +94,13 @@ class PairDataset(Dataset[PairExample]):
 
     def negatives_N(self) -> np.ndarray:
         """How many negatives each row has."""
-        return _lengths(self._rows.data.table["negatives"])
+        return lengths_of(self._rows.data.table["negatives"])
 
     def text_keys(self) -> tuple[np.ndarray, np.ndarray]:
         """Row and key, both (X,) int64, of every query and positive: what the rows of a batch must not share."""
         rows, keys = [], []
         start = 0
-        for block in self._rows.select_columns(["query", "positives"]).iter(batch_size=_ROWS_PER_BLOCK):
+        for block in self._rows.select_columns(["query", "positives"]).iter(batch_size=ROWS_PER_BLOCK):
             for i, (query, positives) in enumerate(zip(block["query"], block["positives"], strict=True), start=start):
                 keys += [text_key(query), *map(text_key, positives)]
                 rows += [i] * (1 + len(positives))
@@ -144,9 +134,9 @@ class PairDataset(Dataset[PairExample]):
         found = {}
         for name, rows in zip(self.sources, self.source_rows(), strict=True):
             part = self._rows.data.table.slice(rows.start, len(rows))
-            negatives = _lengths(part["negatives"])
-            positives = _lengths(part["positives"])
-            longest = max(len(text) for column in ("positives", "negatives") for text in _flat(part[column]))
+            negatives = lengths_of(part["negatives"])
+            positives = lengths_of(part["positives"])
+            longest = max(len(text) for column in ("positives", "negatives") for text in entries_of(part[column]))
             found[name] = {
                 "rows": len(rows),
                 "rows_with_negatives": int((negatives > 0).sum()),
@@ -169,8 +159,14 @@ def load_pairs(sources: str | Path | DataSource | Sequence[str | Path | DataSour
     if not given:
         raise ValueError("data: no source; name at least one file or dataset")
     listed = [s if isinstance(s, DataSource) else DataSource(path=str(s)) for s in given]
-    tables = [_table(source.rows()) for source in listed]
-    return PairDataset(tables, _names(listed), [source.instruction for source in listed])
+    names, weights = source_names(listed), weights_of(listed)
+    return PairDataset(
+        [table_of(source.rows()) for source in listed],
+        names,
+        [source.instruction for source in listed],
+        labels=[labels_of(source.files(), name) for source, name in zip(listed, names, strict=True)],
+        weights=weights,
+    )
 
 
 def check_pairs(sources: str | Path | DataSource | Sequence[str | Path | DataSource]) -> dict[str, dict[str, int]]:
@@ -182,12 +178,21 @@ def check_pairs(sources: str | Path | DataSource | Sequence[str | Path | DataSou
     return load_pairs(sources).summary()
 
 
-def text_key(text: str) -> int:
-    """A number in [0, 2**63) that equal texts share, on every machine and in every run."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+def example_of(row: Mapping[str, Any], source: str, label: str, instruction: str | None) -> PairExample:
+    """A checked row as an example; ``label`` stands before its number, ``instruction`` is its source's."""
+    return PairExample(
+        query=row["query"],
+        positives=tuple(row["positives"]),
+        negatives=tuple(row["negatives"]),
+        instruction=row["instruction"] or instruction,
+        source=source,
+        row_id=f"{label}:{row['row']}",
+        scores=None if row["scores"] is None else tuple(row["scores"]),
+        in_batch_negatives=row["in_batch_negatives"],
+    )
 
 
-def _names(sources: Sequence[DataSource]) -> list[str]:
+def source_names(sources: Sequence[DataSource]) -> list[str]:
     """A distinct name per source: its own, its file's, or its whole path where two files are called alike.
 
     Raises:
@@ -210,19 +215,3 @@ def _row(example: PairExample) -> dict[str, Any]:
         "instruction": example.instruction,
         "scores": None if example.scores is None else list(example.scores),
     }
-
-
-def _table(rows: Iterator[dict[str, Any]]) -> pa.Table:
-    """Checked rows as Arrow, a block at a time."""
-    blocks = []
-    while block := list(islice(rows, _ROWS_PER_BLOCK)):
-        blocks.append(pa.RecordBatch.from_pylist(block, schema=_SCHEMA))
-    return pa.Table.from_batches(blocks, schema=_SCHEMA)
-
-
-def _lengths(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.list_value_length(column).to_numpy()
-
-
-def _flat(column: pa.ChunkedArray) -> Iterator[str]:
-    return chain.from_iterable(chunk.flatten().to_pylist() for chunk in column.chunks)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ullme.data.columns import roles_of
+from ullme.data.files import files_of
 from ullme.data.readers import format_of, reader_of
 from ullme.data.rows import RowReader
 
@@ -25,7 +25,8 @@ class DataSource(BaseModel):
     neg_scores}``, one of bare sentences, say, ``{text: sentence}``.
 
     Attributes:
-        path: a ``.jsonl`` (``.gz``) or ``.parquet`` file, a folder that ``datasets`` saved, or a dataset's hub name.
+        path: a ``.jsonl`` (``.gz``) or ``.parquet`` file, several of them by a pattern (``data/part-*.parquet``), a
+            folder that ``datasets`` saved, or a dataset's hub name.
         name: what the source is called in row ids and messages; default the file's name.
         format: ``jsonl``, ``parquet``, ``saved``, ``hub``, or the import path ``module:name`` of a function outside
             ullme; default by the path.
@@ -34,6 +35,10 @@ class DataSource(BaseModel):
         columns: role -> column(s) where they differ from the names above; an empty list leaves a role unread.
         instruction: task instruction before every query of this source; a row's own comes first.
         limit: read only the first rows.
+        weight: share of an epoch's rows that this source brings, relative to the weights of the others; all sources
+            have one, or none has, and then every row comes once an epoch.
+        in_batch_negatives: whether passages of other queries are negatives of its queries, and its passages those of
+            other queries. False for labels, clusters and the like, where another row's passage may be right as well.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +51,8 @@ class DataSource(BaseModel):
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
     instruction: str | None = None
     limit: int | None = Field(default=None, ge=1)
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    in_batch_negatives: bool = True
 
     @field_validator("format")
     @classmethod
@@ -60,18 +67,48 @@ class DataSource(BaseModel):
         roles_of(columns)
         return columns
 
+    def files(self) -> list[str]:
+        """What the path names: itself, or the files that fit a pattern.
+
+        Raises:
+            ValueError: no file fits the pattern.
+        """
+        return files_of(self.path)
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """The source's checked rows, one after another, in the columns of a pair.
 
         Raises:
             ValueError: the first thing that is wrong with the source, with its place and its cure.
         """
-        path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
+        found = False
+        files = enumerate(self.files())
+        for row in islice(chain.from_iterable(self._file_rows(*file) for file in files), self.limit):
+            found = True
+            yield row
+        if not found:
+            raise ValueError(f"{self.files()[0]}: no rows; write at least one pair")
+
+    def stated(self, file: int) -> dict[str, Any]:
+        """What a row has from its source and not from itself; ``file`` counts the source's files."""
+        return {"file": file, "in_batch_negatives": self.in_batch_negatives}
+
+    def _file_rows(self, number: int, path: str) -> Iterator[dict[str, Any]]:
         chosen = format_of(path, self.format)
         reader = RowReader(f"{path}, {'line' if chosen == 'jsonl' else 'row'}", roles_of(self.columns))
-        found = False
-        for number, row in islice(reader_of(chosen)(path, self.subset, self.split), self.limit):
-            found = True
-            yield reader.read(row, number)
-        if not found:
-            raise ValueError(f"{path}: no rows; write at least one pair")
+        more = self.stated(number)
+        for place, row in reader_of(chosen)(path, self.subset, self.split):
+            yield {**reader.read(row, place), **more}
+
+
+def weights_of(sources: Sequence[DataSource]) -> tuple[float, ...] | None:
+    """The sources' weights; None where none has one.
+
+    Raises:
+        ValueError: some have a weight and some have none.
+    """
+    weights = [source.weight for source in sources if source.weight is not None]
+    if weights and len(weights) < len(sources):
+        has, lacks = (next(s.path for s in sources if (s.weight is None) is none) for none in (False, True))
+        raise ValueError(f"{lacks}: weight: is missing, and {has} has one; give every source one, or none")
+    return tuple(weights) or None

@@ -28,7 +28,7 @@ class Contrastive(Objective):
             share one softmax. The two agree where every query has one positive.
         temperature: divides the cosine similarities; 0.05 is the default of the paper's public code.
         symmetric: average with the loss of the opposite direction, each positive against the batch's queries.
-        in_batch_negatives: count other queries' passages as negatives.
+        in_batch_negatives: count other queries' passages as negatives, but for those of sources that opt out.
         hard_negatives: count hard negatives.
         false_negative_margin: leave out another query's passage (and, when symmetric, another query) that scores above
             the positive by more than this; None keeps all (Zhang et al. 2025, Qwen3 Embedding, equation 1: 0.1). May
@@ -87,6 +87,7 @@ class Contrastive(Objective):
             inputs.passage_key_BP,
             self.in_batch_negatives,
             self.hard_negatives,
+            inputs.in_batch_B,
         )
         weights = self.matryoshka_weights or (1.0,) * len(dims)
         losses = [
@@ -126,6 +127,8 @@ class Contrastive(Objective):
         shape = (queries, queries, passages)
         exists_B = inputs.passage_mask_BP.any(1)
         unequal_BB = inputs.query_key_B[:, None] != inputs.query_key_B
+        if inputs.in_batch_B is not None:
+            unequal_BB = unequal_BB & inputs.in_batch_B[:, None] & inputs.in_batch_B
         negative_BPB = (unequal_BB & exists_B)[:, None, :] & ~found.equal_BC.view(shape).permute(1, 2, 0)
         if self.false_negative_margin is None:
             return negative_BPB

@@ -40,6 +40,7 @@ def candidates(
     passage_key_BP: Tensor,
     in_batch_negatives: bool = True,
     hard_negatives: bool = True,
+    in_batch_B: Tensor | None = None,
 ) -> Candidates:
     """The candidates of each query; a text that is a positive of the query (or of an equal query) is no negative.
 
@@ -50,6 +51,7 @@ def candidates(
         passage_key_BP: equal for equal passages.
         in_batch_negatives: count other queries' passages as negatives.
         hard_negatives: count hard negatives (the query's own and, in the batch, the others').
+        in_batch_B: queries that take and give in-batch negatives; None: all do.
     """
     queries, passages = passage_mask_BP.shape
     positive_BP = positive_mask_BP & passage_mask_BP
@@ -62,6 +64,9 @@ def candidates(
     negative_BC = exists_C & ~equal_BC & ~(same_query_BC & positive_C)
     if not in_batch_negatives:
         negative_BC = negative_BC & own_BC
+    elif in_batch_B is not None:
+        both_BB = in_batch_B[:, None] & in_batch_B
+        negative_BC = negative_BC & (own_BC | both_BB.repeat_interleave(passages, dim=1))
     if not hard_negatives:
         negative_BC = negative_BC & positive_C
     return Candidates(own_BC, negative_BC, equal_BC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from ullme.apps.retrieval import nearest_passages
 _FIELDS = ("text", "passage", "positive", "positives")
 
 
-def search(model: Any, passages: Sequence[str], query: str, top_k: int = 5) -> list[tuple[float, str]]:
+def search(
+    model: Any, passages: Sequence[str], query: str, top_k: int = 5, prompt: str | None = None
+) -> list[tuple[float, str]]:
     """The passages nearest to a query by cosine, best first, each with its score.
 
     Args:
@@ -24,6 +27,7 @@ def search(model: Any, passages: Sequence[str], query: str, top_k: int = 5) -> l
         passages: the texts to search.
         query: what to look for.
         top_k: how many to return.
+        prompt: text before the query; None takes the model's own for queries, if any.
 
     Raises:
         ValueError: an empty query, or nothing to search.
@@ -34,7 +38,8 @@ def search(model: Any, passages: Sequence[str], query: str, top_k: int = 5) -> l
         raise ValueError("passages: none to search; give at least one text")
     if top_k < 1:
         raise ValueError(f"top_k: {top_k} is less than 1; ask for at least one passage")
-    found = nearest_passages(model.encode_document, passages, [query], model.encode_query, top_k)[0]
+    encode_query = model.encode_query if prompt is None else partial(model.encode_query, prompt=prompt)
+    found = nearest_passages(model.encode_document, passages, [query], encode_query, top_k)[0]
     return [(score, passages[at]) for at, score in found]
 
 
@@ -83,7 +88,12 @@ def hits_table(query: str, hits: Sequence[tuple[float, str]]) -> Table:
 
 
 def show_search(
-    model: Any, passages: Sequence[str], query: str, top_k: int = 5, console: Console | None = None
+    model: Any,
+    passages: Sequence[str],
+    query: str,
+    top_k: int = 5,
+    console: Console | None = None,
+    prompt: str | None = None,
 ) -> None:
     """Search, and print the hits as a table."""
-    (console or Console()).print(hits_table(query, search(model, passages, query, top_k)))
+    (console or Console()).print(hits_table(query, search(model, passages, query, top_k, prompt)))

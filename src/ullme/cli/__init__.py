@@ -24,6 +24,9 @@ INTERRUPTED = 130
 #: click's UsageError, by way of a public name: newer releases of typer carry click within themselves.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
+#: Commands that a second run continues, and from where.
+_CONTINUED = {"train": "resume from the last checkpoint", "encode": "continue after the last finished shard"}
+
 app = typer.Typer(
     name="ullme",
     help="Turn any decoder-only LLM into a text embedder: train, score, encode, search.",
@@ -83,8 +86,8 @@ def _one_line(error: ValueError | OSError) -> str:
 
 
 def _resume_hint(arguments: Sequence[str]) -> str:
-    if arguments[:1] == ["train"]:
-        return f"; resume from the last checkpoint with the same command: ullme {' '.join(arguments)}"
+    if arguments and arguments[0] in _CONTINUED:
+        return f"; {_CONTINUED[arguments[0]]} with the same command: ullme {' '.join(arguments)}"
     return "; nothing half-done was kept, run the command again"
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -19,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, set_s
 from ullme import distributed
 from ullme.models import ULLME, io
 from ullme.trainer import resume
+from ullme.trainer.resume_disk import stored
 from ullme.trainer.resume_ranks import on_main, together
 from ullme.types import Batch
 
@@ -135,7 +135,7 @@ class CheckpointTrainer(Trainer):
         self.store_flos()
         try:
             for act in (self._begin, self._write, self._finish):
-                together(partial(_stored, act, place))
+                together(partial(stored, act, place))
         finally:
             if self.args.should_save:
                 shutil.rmtree(resume.unfinished(place), ignore_errors=True)
@@ -214,38 +214,3 @@ def load_in_place(model: ULLME, folder: Path) -> None:
 
 def _progress(place: Path) -> dict[str, Any]:
     return torch.load(place / PROGRESS_FILE, map_location="cpu", weights_only=True)
-
-
-def _stored(act: Callable[[Path], None], place: Path) -> None:
-    """Act on a checkpoint that is being written.
-
-    Raises:
-        ValueError: the disk does not take it.
-    """
-    try:
-        act(place)
-    except Exception as error:  # the libraries that write have no common error for a full disk
-        if not _of_the_disk(error):
-            raise
-        earlier = resume.checkpoints(place.parent)
-        goes_on = f"from {earlier[-1].name}" if earlier else "at the start"
-        raise ValueError(
-            f"checkpoint {str(place)!r} cannot be written ({_reason(error)}; {_free(place.parent)}); make room or "
-            f"check the disk, then give the same command again, which goes on {goes_on}"
-        ) from error
-
-
-def _of_the_disk(error: Exception) -> bool:
-    """Whether writing failed: torch raises RuntimeError, tokenizers a plain Exception with the system's number."""
-    return isinstance(error, (OSError, SafetensorError, RuntimeError)) or "(os error " in str(error)
-
-
-def _reason(error: BaseException) -> str:
-    """What the system said, where an error was raised on top of it; torch's own tells nothing of a full disk."""
-    while not isinstance(error, OSError) and error.__context__ is not None:
-        error = error.__context__
-    return str(getattr(error, "strerror", None) or error)
-
-
-def _free(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free"

@@ -106,4 +106,5 @@ def train_loader(
         return PairLoader(dataset, batch_sampler=sampler, **shared)
     batches = StreamBatches(dataset, batch_size, shuffle_rows=shuffle_rows, **options)
     counts = [pool.batches for pool in batches.pools]
-    return PairLoader(batches, batch_sampler=StreamBatchSampler(counts, seed, collator.set_epoch), **shared)
+    references = StreamBatchSampler(counts, batch_size, seed, collator.set_epoch)
+    return PairLoader(batches, batch_sampler=references, **shared)

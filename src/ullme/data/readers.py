@@ -103,7 +103,7 @@ def json_object(line: bytes, at: str, first: bool) -> dict[str, Any]:
         ValueError: it is not UTF-8, not JSON or not an object; ``at`` says where.
     """
     try:
-        row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        row = json.loads(line.decode("utf-8-sig" if first else "utf-8").rstrip())
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(f"{at}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8") from error

@@ -24,11 +24,13 @@ class EpochSampler(Sampler[list[Any]]):
     """Yields what tells a batch's rows, in an order that depends on the epoch and not on what was yielded before.
 
     Attributes:
+        batch_size: rows of a global batch.
         epoch: whose batches come next.
         start: batches of this epoch to pass over.
         on_epoch: called with every epoch set, so that a collator can follow.
     """
 
+    batch_size: int
     epoch: int = 0
     start: int = 0
     on_epoch: Callable[[int], None] | None = None
@@ -49,12 +51,15 @@ class StreamBatchSampler(EpochSampler):
 
     Args:
         counts: batches of each pool in an epoch.
+        batch_size: rows of a global batch.
         seed: of the mix.
         on_epoch: called with every epoch set.
     """
 
-    def __init__(self, counts: Sequence[int], seed: int = 0, on_epoch: Callable[[int], None] | None = None) -> None:
-        self.counts, self.seed, self.on_epoch = tuple(counts), seed, on_epoch
+    def __init__(
+        self, counts: Sequence[int], batch_size: int, seed: int = 0, on_epoch: Callable[[int], None] | None = None
+    ) -> None:
+        self.counts, self.batch_size, self.seed, self.on_epoch = tuple(counts), batch_size, seed, on_epoch
 
     def __len__(self) -> int:
         return sum(self.counts)

@@ -47,7 +47,7 @@ def pass_order(count: int, seed: int, source: int, number: int) -> np.ndarray:
     return np.random.default_rng([_ORDER, seed, source, number]).permutation(count)
 
 
-def parts_of(start: int, stop: int, rows: int) -> Iterator[tuple[int, int, int]]:
+def parts_of_stretch(start: int, stop: int, rows: int) -> Iterator[tuple[int, int, int]]:
     """A stretch of an endless sequence as (pass, from, to)."""
     while start < stop:
         number, place = divmod(start, rows)
@@ -67,7 +67,7 @@ class HeldRows:
     def take(self, start: int, stop: int, seed: int) -> list[PairExample]:
         """As ``RowSequence.take``."""
         found: list[PairExample] = []
-        for number, begin, end in parts_of(start, stop, self.rows):
+        for number, begin, end in parts_of_stretch(start, stop, self.rows):
             order = pass_order(self.rows, seed, self._number, number)[begin:end]
             found += self._dataset.__getitems__((order + self._range.start).tolist())
         return found
@@ -101,7 +101,7 @@ class StreamedRows:
     def take(self, start: int, stop: int, seed: int) -> list[PairExample]:
         """As ``RowSequence.take``."""
         found: list[PairExample] = []
-        for number, begin, end in parts_of(start, stop, self.rows):
+        for number, begin, end in parts_of_stretch(start, stop, self.rows):
             order_X = pass_order(len(self._rows_X), seed, self._number, number)
             found += [
                 example_of(row, self.name, self.labels[row["file"]], self._source.instruction)

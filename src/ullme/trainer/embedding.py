@@ -101,6 +101,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.require_shardable(model)
         model.config.use_cache = use_cache  # the Trainer switches it off, which would slow down generation for good
         self._loss_sums: dict[str, Tensor] = {}
         self._steps_summed = 0
@@ -138,7 +139,8 @@ class EmbeddingTrainer(EvaluatingTrainer):
         with only_reached_trainable(bare, self.needs):
             self._half_weights = self._halved(bare)
             try:
-                return super().train(*args, **kwargs)
+                with self._sharding():
+                    return super().train(*args, **kwargs)
             finally:
                 self._half_weights = None
                 self._unwrap()
@@ -150,6 +152,8 @@ class EmbeddingTrainer(EvaluatingTrainer):
         """
         if not isinstance(train_loader, Sized):
             raise ValueError("train_loader: has no length; give a DataLoader with a sampler, or a list of batches")
+        if self.is_fsdp_enabled:
+            raise ValueError("fsdp: is on, and the optimizer ends with the shards of a run; call train() once instead")
         steps = len(train_loader)
         self._schedule_steps = self._schedule_steps or steps * planned_epochs
         self._continuing, self._created_lr_scheduler = self.optimizer is not None, False
@@ -187,7 +191,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
             result = gradcache_step(
                 batch,
                 forward=partial(self._forward, model),
-                embed=lambda chunk: model(batch=chunk, needs=("embedding",)),
+                embed=partial(self._embed, model),
                 measure=partial(self._measure, model) if self.measures else None,
                 objectives=self.objectives,
                 chunk_tokens=self.chunk_tokens,

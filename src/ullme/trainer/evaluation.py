@@ -18,9 +18,9 @@ from ullme.gradcache import StepResult, batch_losses
 from ullme.models import ULLME
 from ullme.models.modes import eval_mode
 from ullme.objectives import Objective
-from ullme.trainer.checkpoints import CheckpointTrainer
 from ullme.trainer.diagnostics import BOTH_SPACES, diagnostics_of, sums
 from ullme.trainer.reference_table import ReferenceTable
+from ullme.trainer.sharded import ShardingTrainer
 from ullme.types import Batch, Need, ObjectiveInputs, PairExample
 
 Evaluator = Callable[[ULLME], Mapping[str, float]]
@@ -30,7 +30,7 @@ EvalData = Sequence[PairExample] | PairDataset
 SHOWN_ROWS = 10
 
 
-class EvaluatingTrainer(CheckpointTrainer):
+class EvaluatingTrainer(ShardingTrainer):
     """A Trainer whose evaluation reports each objective, and diagnostics and an evaluator's metrics beside them."""
 
     objectives: dict[str, Objective]
@@ -100,24 +100,26 @@ class EvaluatingTrainer(CheckpointTrainer):
                 forward=lambda chunk: model(batch=chunk, needs=self._watched),
                 measure=partial(self._measure, model) if self.measures else None,
                 objectives=self.objectives,
-                chunk_tokens=self.chunk_tokens,
+                # sharded weights: one forward on every rank, which itself bounds the tokens of a pass
+                chunk_tokens=None if self.is_fsdp_enabled else self.chunk_tokens,
             )
 
     def _means(self, model: nn.Module, rows: EvalData) -> dict[str, float]:
         """Means over the set's queries, each batch by itself; batches are dealt over the ranks."""
-        size = self.args.eval_batch_size
-        starts = list(range(0, len(rows), size))
-        if not starts:
+        batches = self._dealt_batches(len(rows))
+        if not batches:
             return {}
-        self.callback_handler.eval_dataloader = starts[distributed.rank() :: distributed.world_size()]
+        self.callback_handler.eval_dataloader = batches
         figures = diagnostics_of(self._watched, self.rank_agreement)
         loss_N = torch.zeros(len(self.objectives), dtype=torch.float64, device=self.args.device)
         figure_N2 = loss_N.new_zeros(len(figures), 2)
         broken: list[str] = []
-        for start in self.callback_handler.eval_dataloader:
+        for chosen in batches:
             collate: Any = self.data_collator
-            batch = collate([rows[i] for i in range(start, min(start + size, len(rows)))])
+            batch = collate([rows[i] for i in chosen or [0]])
             found = self._losses(model, batch)
+            if not chosen:
+                continue
             if not found.finite:  # the other batches still run: ranks stay in step, and every such row is named
                 broken += found.rows_not_finite(batch.row_ids)
             loss_N += torch.stack([found.loss_B[name].double().sum() for name in self.objectives])
@@ -133,6 +135,17 @@ class EvaluatingTrainer(CheckpointTrainer):
         means = {name: value / count for name, value, count in pairs if count}
         total = sum(self.objectives[name].weight * value for name, value in losses.items())
         return {"loss": total} | {f"{name}_loss": value for name, value in losses.items()} | means
+
+    def _dealt_batches(self, rows: int) -> list[range]:
+        """This rank's batches of evaluation rows, by position.
+
+        Where weights are sharded no rank can compute alone: as many on every rank, the last one of some empty. These
+        compute any row and count none.
+        """
+        size, ranks = self.args.eval_batch_size, distributed.world_size()
+        batches = [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+        missing = -len(batches) % ranks if self.is_fsdp_enabled else 0
+        return [*batches, *[range(0)] * missing][distributed.rank() :: ranks]
 
     def _evaluator_metrics(self) -> dict[str, float]:
         """The evaluator's metrics, computed on the main process and known to all."""
@@ -172,11 +185,17 @@ class EvaluatingTrainer(CheckpointTrainer):
 
     def _forward(self, model: nn.Module, batch: Batch) -> ObjectiveInputs:
         """All that the objectives need of a chunk, in one forward of the module."""
-        return model(batch=batch, needs=self.needs)
+        with self.accelerator.autocast():  # accelerate puts it around the forward itself, but not with FSDP2
+            return model(batch=batch, needs=self.needs)
+
+    def _embed(self, model: nn.Module, batch: Batch) -> ObjectiveInputs:
+        """The embeddings of a chunk alone."""
+        with self.accelerator.autocast():
+            return model(batch=batch, needs=("embedding",))
 
     def _measure(self, model: nn.Module, batch: Batch) -> ObjectiveInputs:
         """What sums over the batch need of a chunk; in eval mode, so that dropout does not enter them."""
-        with eval_mode(model):
+        with eval_mode(model), self.accelerator.autocast():
             return model(batch=batch, needs=self.measures)
 
 

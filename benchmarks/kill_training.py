@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from ullme.trainer.resume import checkpoints, fault
 
 COMMAND = [sys.executable, "-c", "import sys; from ullme.cli import main; sys.exit(main())", "train"]
-STEPS, SAVE_STEPS, ROWS = 48, 2, 60
+STEPS, SAVE_STEPS, ROWS = 24, 1, 60
 
 #: What is trained: two spaces coupled through the batch, with an adapter and dropout; every weight, against a reference
 #: computed before training; hidden tokens.
@@ -53,8 +53,12 @@ PLACES = {
     ".model-*": "writing the model",
 }
 
-#: One kill in this many may come at any moment of the process, its start included; the others after it has begun.
-AT_ANY_MOMENT = 8
+#: Where a kill aims, one drawn for each: at any moment of the process, its start included; at any moment of training;
+#: at any moment of writing a checkpoint, which comes after a random one of training.
+AIMS = ("process", "training", "training", "training", "writing", "writing")
+
+#: Seconds after the beginning of a write in which a kill may come; the write takes about as long.
+WRITING = 0.08
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ def write_run_file(folder: Path, scenario: str, name: str) -> Path:
             "max_steps": STEPS,
             "save_steps": SAVE_STEPS,
             "logging_steps": 3,
-            "per_device_train_batch_size": 8,
-            "chunk_tokens": 300,
+            "per_device_train_batch_size": 4,
+            "chunk_tokens": 200,
             "learning_rate": 1e-3,
             "report_to": "none",
             "use_cpu": True,
@@ -144,27 +148,35 @@ def left_alone(folder: Path, scenario: str, name: str) -> dict[str, float]:
 
 def killed_once(run_file: Path, times: dict[str, float], rng: random.Random) -> bool:
     """Run the command and kill it at a random moment; False if it was done before."""
-    process = started(run_file)
-    if rng.randrange(AT_ANY_MOMENT):
-        wait_for_training(process, run_file.with_suffix(""))
-        delay = rng.uniform(0, times["training"] / 3)
-    else:
-        delay = rng.uniform(0, times["start"] + times["training"])
+    process, folder, aim = started(run_file), run_file.with_suffix(""), rng.choice(AIMS)
+    delay = rng.uniform(0, times["start"] + times["training"])
+    if aim != "process":
+        wait_for_training(process, folder)
+        delay = rng.uniform(0, times["training"] / 4)
     try:
         code = process.wait(delay)
     except subprocess.TimeoutExpired:
+        while aim == "writing" and process.poll() is None and not any(folder.glob(".unfinished-*")):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, WRITING) if aim == "writing" else 0)
         process.kill()
-        process.wait()
-        return True
+        if process.wait() < 0:
+            return True
+        code = process.returncode
     if code != 0:
         raise SystemExit(f"the command fails with {code}, see {run_file.with_suffix('.log')}")
     return False
 
 
-def examined(folder: Path, scenario: str, number: int) -> Kill:
-    """What a kill left in the run's folder."""
+def leftovers(folder: Path, pattern: str = ".*") -> set[tuple[str, int]]:
+    """What is half-written in a run's folder, and since when."""
+    return {(path.name, path.stat().st_ctime_ns) for path in folder.glob(pattern)}
+
+
+def examined(folder: Path, scenario: str, number: int, before: set[tuple[str, int]]) -> Kill:
+    """What a kill left in the run's folder, beside what an earlier one had."""
     found = checkpoints(folder) if folder.exists() else []
-    hit = [place for pattern, place in PLACES.items() if any(folder.glob(pattern))]
+    hit = [place for pattern, place in PLACES.items() if leftovers(folder, pattern) - before]
     place = hit[0] if hit else "between checkpoints" if found else "before the first checkpoint"
     damaged = [f"{path.name}: {what}" for path in found if (what := fault(path))]
     return Kill(scenario, number, place, int(found[-1].name.split("-")[1]) if found else 0, damaged)
@@ -200,15 +212,15 @@ def kill_until(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         run_file = write_run_file(folder, scenario, name)
         earlier = len(found["kills"])
         rng = random.Random(f"{seed} {earlier}")
+        before = leftovers(folder / name)
         while len(found["kills"]) < kills and killed_once(run_file, times, rng):
-            found["kills"].append(asdict(examined(folder / name, scenario, number)))
+            found["kills"].append(asdict(examined(folder / name, scenario, number, before)))
             kept.write_text(json.dumps(found, indent=1))
+            before = leftovers(folder / name)
         if started(run_file).wait() != 0:
             raise SystemExit(f"the command fails, see {run_file.with_suffix('.log')}")
-        leftovers = [path.name for path in (folder / name).glob(".*")]
-        found["runs"].append(
-            {"scenario": scenario, "round": number, "leftovers": leftovers, **same_as(folder, right, name)}
-        )
+        left = sorted(name for name, _ in leftovers(folder / name))
+        found["runs"].append({"scenario": scenario, "round": number, "left": left, **same_as(folder, right, name)})
         kept.write_text(json.dumps(found, indent=1))
     return found
 
@@ -242,7 +254,7 @@ def main() -> int:
         write_inputs(folder)
     found = kill_until(folder, options.kills, options.seed)
     Console(width=160).print(table_of(found))
-    broken = [run for run in found["runs"] if not (run["weights"] and run["losses"]) or run["leftovers"]]
+    broken = [run for run in found["runs"] if not (run["weights"] and run["losses"]) or run["left"]]
     damaged = [kill for kill in found["kills"] if kill["damaged"]]
     for entry in (*broken, *damaged):
         print(entry)

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, set_s
 from ullme import distributed
 from ullme.models import ULLME, io
 from ullme.trainer import resume
-from ullme.trainer.resume_disk import stored
+from ullme.trainer.resume_disk import readable, stored
 from ullme.trainer.resume_ranks import on_main, together
 from ullme.types import Batch
 
@@ -50,7 +50,7 @@ class CheckpointTrainer(Trainer):
         elif resume_from_checkpoint:
             place = on_main(partial(resume.require_whole, Path(resume_from_checkpoint)))
         if place is not None:
-            together(partial(self._require_same_batch, place))
+            together(partial(readable, self._require_same_batch, place))
         return super().train(str(place) if place is not None else None, *args, **kwargs)
 
     def _init_training_state(self, max_steps: int, per_epoch: int, epochs: int, resumed: Any, trial: Any) -> Any:
@@ -62,15 +62,18 @@ class CheckpointTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Put a checkpoint's weights into the model at hand."""
-        together(partial(load_in_place, self._bare_model(), Path(resume_from_checkpoint)))
+        together(partial(readable, partial(load_in_place, self._bare_model()), Path(resume_from_checkpoint)))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        together(partial(super()._load_optimizer_and_scheduler, checkpoint))
+        if checkpoint is not None:
+            load = super()._load_optimizer_and_scheduler
+            together(partial(readable, lambda place: load(str(place)), Path(checkpoint)))
 
     def _load_best_model(self) -> None:
         """Put the best checkpoint's weights into the model at hand."""
         assert self.state.best_model_checkpoint is not None
-        together(partial(load_in_place, self._bare_model(), Path(self.state.best_model_checkpoint)))
+        best = Path(self.state.best_model_checkpoint)
+        together(partial(readable, partial(load_in_place, self._bare_model()), best))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Random numbers and the losses since the last log as they were; the base class calls it before the first step.
@@ -79,9 +82,9 @@ class CheckpointTrainer(Trainer):
         """
         if checkpoint is None:
             return
-        progress = _progress(Path(checkpoint))
+        progress, load = _progress(Path(checkpoint)), super()._load_rng_state
         if progress["processes"] == self.args.world_size:
-            together(partial(super()._load_rng_state, checkpoint))
+            together(partial(readable, lambda place: load(str(place)), Path(checkpoint)))
         else:
             set_seed(self.args.seed + self.state.global_step)
         self._tr_loss += progress["loss"].to(self._tr_loss.device)

@@ -1,14 +1,17 @@
-"""A checkpoint that the disk does not take: one error, whatever library was writing."""
+"""A checkpoint that the disk does not take, or give back: one error, whatever library was at it."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
 from ullme.trainer.resume import UNFINISHED, checkpoints
+
+T = TypeVar("T")
 
 _PROBE_BYTES = 1 << 20
 
@@ -30,6 +33,21 @@ def stored(act: Callable[[Path], None], place: Path) -> None:
         raise ValueError(
             f"checkpoint {str(place)!r} cannot be written ({_reason(error, place.parent)}; {free:.0f} MiB are free); "
             f"make room or check the disk, then give the same command again, which goes on {goes_on}"
+        ) from error
+
+
+def readable(act: Callable[[Path], T], place: Path) -> T:
+    """Act on a checkpoint that is being read, and was whole a moment ago.
+
+    Raises:
+        ValueError: the disk no longer gives it back.
+    """
+    try:
+        return act(place)
+    except OSError as error:
+        raise ValueError(
+            f"checkpoint {str(place)!r} can no longer be read ({error}); check that every machine sees the folder and "
+            "that nothing removes files from it, then give the same command again"
         ) from error
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+#: Seconds without a sign of life after which a process is taken for lost.
+RANK_TIMEOUT = 120.0
+
 
 @dataclass
 class EmbeddingTrainingArguments(TrainingArguments):
@@ -18,6 +21,8 @@ class EmbeddingTrainingArguments(TrainingArguments):
         report_to: where logs go.
         logging_steps: steps between two logs.
         logging_nan_inf_filter: off, since the Trainer's own default replaces a NaN loss by an older one.
+        rank_timeout: of several processes, seconds without a sign of life after which one is lost and all end; 0 waits
+            for each for ever. ``ddp_timeout`` is how long a collective may take where all are alive.
         remove_unused_columns: off, since rows are pairs and not columns of a model's arguments.
     """
 
@@ -26,6 +31,7 @@ class EmbeddingTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10)
     logging_nan_inf_filter: bool = field(default=False)
     remove_unused_columns: bool = field(default=False)
+    rank_timeout: float = field(default=RANK_TIMEOUT)
 
 
 def training_arguments(**values: Any) -> EmbeddingTrainingArguments:

@@ -19,9 +19,10 @@ from ullme.gradcache import gradcache_step
 from ullme.models import ULLME
 from ullme.models.half import HalfWeights
 from ullme.objectives import Objective, measures_of, named, needs_of, objectives_from
-from ullme.trainer.arguments import training_arguments
+from ullme.trainer.arguments import RANK_TIMEOUT, training_arguments
 from ullme.trainer.evaluation import EvalData, EvaluatingTrainer, Evaluator, not_finite
 from ullme.trainer.freezing import only_reached_trainable
+from ullme.trainer.liveness import watched
 from ullme.trainer.reference import require_reference
 from ullme.trainer.reference_table import ReferenceTable
 from ullme.types import Batch
@@ -139,7 +140,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
         with only_reached_trainable(bare, self.needs):
             self._half_weights = self._halved(bare)
             try:
-                with self._sharding():
+                with watched(getattr(self.args, "rank_timeout", RANK_TIMEOUT)), self._sharding():
                     return super().train(*args, **kwargs)
             finally:
                 self._half_weights = None

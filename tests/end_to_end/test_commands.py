@@ -33,17 +33,17 @@ def test_encode_writes_what_the_model_encodes(model, texts, tmp_path):
     expected = ULLME(str(model), attention="causal").encode(
         TEXTS, prompt="Query: ", normalize_embeddings=True, truncate_dim=8
     )
-    np.testing.assert_allclose(np.load(out / "embeddings.npy"), expected, atol=1e-6)
+    np.testing.assert_allclose(np.load(out / "embeddings-00000.npy"), expected, atol=1e-6)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["rows"] == 3 and manifest["model"] == str(model)
-    assert manifest["fingerprint"] == ULLME(str(model), attention="causal").fingerprint()
+    assert manifest["rows"] == 3 and manifest["model"]["name"] == str(model)
+    assert manifest["model"]["fingerprint"] == ULLME(str(model), attention="causal").fingerprint()
 
 
 def test_a_saved_model_encodes_with_its_own_settings(tmp_path, texts):
     saved = tiny_ullme(tmp_path, lora_name="a", lora_r=2, pooling="lasttoken", attention="causal")
     saved.save_pretrained(tmp_path / "saved")
     assert main(["encode", str(tmp_path / "saved"), str(texts), str(tmp_path / "out")]) == 0
-    np.testing.assert_allclose(np.load(tmp_path / "out" / "embeddings.npy"), saved.encode(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "embeddings-00000.npy"), saved.encode(TEXTS), atol=1e-6)
 
 
 def test_search_shows_the_nearest_passages_first(model, texts, capsys):

@@ -1,100 +1,128 @@
-"""Files of texts to files of embeddings: rows keep their order, outputs are whole or absent."""
+"""Sources of texts: every format gives the same rows, and a bad row is named before a model is loaded."""
 
+import gzip
 import json
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import datasets
 import pytest
 
-from ullme import encode
-from ullme.encode import TextFile, encode_file
-
-TEXTS = [f"text {i}" for i in range(7)]
-
-
-def vectors(texts):
-    """An embedding that says which text it belongs to."""
-    return np.array([[float(text.split()[-1]), len(text), 1.0] for text in texts], dtype=np.float32)
+from tests.corpora import TEXTS, failing_load, rows, write_jsonl, write_source
+from ullme.encode import TextSource, duplicates, encode_corpus
+from ullme.encode.survey import survey
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(encode, "_BLOCK_ROWS", 3)
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet", "folder", "beir"])
+def test_every_format_gives_the_same_texts_in_their_order(tmp_path, kind):
+    found = list(TextSource(write_source(tmp_path, kind)).rows())
+    assert [row.text for row in found] == TEXTS
+    ids = [str(i + 1) if kind == "txt" else f"d{i}" for i in range(len(TEXTS))]
+    assert [row.id for row in found] == ids
 
 
-def written(tmp_path, kind):
-    rows = [{"_id": f"d{i}", "text": text} for i, text in enumerate(TEXTS)]
-    path = tmp_path / f"texts.{kind}"
-    if kind == "txt":
-        path.write_text("\n".join(TEXTS))
-    elif kind == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
+def test_a_gzipped_file_and_a_saved_dataset_are_sources_too(tmp_path):
+    plain = write_source(tmp_path, "jsonl")
+    (tmp_path / "more.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    datasets.Dataset.from_list(rows()).save_to_disk(tmp_path / "saved")
+    for name in ("more.jsonl.gz", "saved"):
+        assert [row[1:] for row in TextSource(tmp_path / name).rows()] == [r[1:] for r in TextSource(plain).rows()]
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
-def test_every_row_keeps_its_place_and_its_id(tmp_path, kind):
-    seen = []
-    manifest = encode_file(
-        vectors, TextFile(written(tmp_path, kind)), tmp_path / "out", {"model": "m"}, advance=seen.append
+def test_a_beir_passage_is_its_title_and_its_text_and_queries_are_a_part(tmp_path):
+    write_jsonl(
+        tmp_path / "corpus.jsonl",
+        [{"_id": "a", "title": "Rome", "text": "is a city"}, {"_id": "b", "title": "Only a title", "text": ""}],
     )
-    stored = np.load(tmp_path / "out" / "embeddings.npy")
-    np.testing.assert_array_equal(stored, vectors(TEXTS))
-    ids = [json.loads(line) for line in (tmp_path / "out" / "ids.txt").read_text().splitlines()]
-    assert ids == [str(i + 1) if kind == "txt" else f"d{i}" for i in range(7)]
-    assert manifest["rows"] == 7 and manifest["dimension"] == 3 and manifest["model"] == "m"
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"] == 7
-    assert seen == [3, 3, 1]
-
-
-def test_the_array_can_be_mapped_into_memory(tmp_path):
-    encode_file(vectors, TextFile(written(tmp_path, "txt")), tmp_path / "out", {})
-    assert np.load(tmp_path / "out" / "embeddings.npy", mmap_mode="r").shape == (7, 3)
-
-
-def test_a_row_that_fails_late_leaves_nothing(tmp_path):
-    source = written(tmp_path, "jsonl")
-    with source.open("a") as file:
-        file.write('{"_id": "x", "text": ""}\n')
-    with pytest.raises(ValueError, match="row 8: text: '' is no text"):
-        encode_file(vectors, TextFile(source), tmp_path / "out", {})
-    assert [p.name for p in tmp_path.iterdir()] == [source.name]
-
-
-def test_a_folder_in_use_is_not_touched(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("precious")
-    with pytest.raises(ValueError, match="exists already"):
-        encode_file(vectors, TextFile(written(tmp_path, "txt")), tmp_path / "out", {})
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+    write_jsonl(tmp_path / "queries.jsonl", [{"_id": "q", "text": "where?"}])
+    assert [row.text for row in TextSource(tmp_path).rows()] == ["Rome is a city", "Only a title"]
+    assert [(row.id, row.text) for row in TextSource(tmp_path, part="queries").rows()] == [("q", "where?")]
 
 
 def test_columns_can_be_named(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"body": "text 4", "key": 17, "text": "text 5"}\n')
-    encode_file(vectors, TextFile(path, column="body", id_column="key"), tmp_path / "out", {})
-    assert np.load(tmp_path / "out" / "embeddings.npy")[0, 0] == 4
-    assert (tmp_path / "out" / "ids.txt").read_text() == '"17"\n'
+    path = write_jsonl(tmp_path / "r.jsonl", [{"body": "x", "key": 17, "head": "T", "text": "y"}])
+    found = list(TextSource(path, column="body", id_column="key", title_column="head").rows())
+    assert [(row.id, row.text) for row in found] == [("17", "T x")]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("a.jsonl", b'{"txet": "x"}\n', "no column"),
-        ("a.jsonl", b'{"text": 3}\n', "is no text"),
-        ("a.jsonl", b'{"text": \n', "broken JSON"),
-        ("a.jsonl", b"", "no texts"),
-        ("a.txt", b"", "no texts"),
-        ("a.txt", b"\xff\xfe\x00", "UTF-8"),
-        ("a.parquet", b"PAR1", "unreadable Parquet"),
-        ("a.pdf", b"x", "tells no format"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_refused_before_a_model_is_needed(tmp_path, name, content, said):
+def test_the_digest_is_of_the_rows_and_not_of_the_file(tmp_path):
+    digests = {survey(TextSource(write_source(tmp_path, k)), 10).digest for k in ("jsonl", "parquet", "folder", "beir")}
+    assert len(digests) == 1
+    changed = write_jsonl(tmp_path / "c.jsonl", [*rows()[:-1], {"_id": "d22", "text": TEXTS[22] + "!"}])
+    assert survey(TextSource(changed), 10).digest not in digests
+
+
+def test_a_survey_counts_rows_and_characters_of_each_shard(tmp_path):
+    found = survey(TextSource(write_source(tmp_path, "jsonl")), shard_rows=10, sample_rows=5)
+    assert (found.rows, found.characters) == (23, sum(map(len, TEXTS)))
+    assert found.shard_characters == tuple(sum(map(len, TEXTS[i : i + 10])) for i in (0, 10, 20))
+    assert len(found.shard_digests) == 3 and len(set(found.sample)) == 5 and set(found.sample) <= set(TEXTS)
+
+
+def test_a_sample_does_not_depend_on_the_shards_and_is_of_the_whole_source(tmp_path):
+    source = TextSource(write_jsonl(tmp_path / "many.jsonl", rows([f"text {i}" for i in range(1000)])))
+    samples = [survey(source, size, sample_rows=100).sample for size in (7, 1000)]
+    assert samples[0] == samples[1]
+    places = [int(text.split()[1]) for text in samples[0]]
+    assert len(set(places)) == 100 and 400 < sum(places) / 100 < 600
+
+
+@pytest.mark.parametrize("at_once", [2**20, 4])
+def test_an_id_that_stands_twice_is_named_with_both_places(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(duplicates, "_AT_ONCE", at_once)
+    content = [{"_id": f"d{i}", "text": "x"} for i in range(20)]
+    content[11]["_id"] = content[15]["_id"] = "d3"
+    path = write_jsonl(tmp_path / "r.jsonl", content)
+    with pytest.raises(ValueError, match=r"r\.jsonl, row 12: id: 'd3' stands in .*r\.jsonl, row 4 too"):
+        survey(TextSource(path), 5)
+
+
+BAD = [
+    ("a.jsonl", b'{"txet": "x"}\n', "row 1: text: no column"),
+    ("a.jsonl", b'{"text": 3}\n', "row 1: text: 3 is no text"),
+    ("a.jsonl", b'{"text": null}\n', "row 1: text: None is no text"),
+    ("a.jsonl", b'{"text": ["x"]}\n', "is no text"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": " "}\n', "row 2: text: ' ' is no text"),
+    ("a.jsonl", b'{"text": "x", "id": 1}\n{"text": "y"}\n', "row 2: no column 'id'"),
+    ("a.jsonl", b'{"text": "x", "id": null}\n', "id: None is no id"),
+    ("a.jsonl", b'{"text": "x", "id": true}\n', "id: True is no id"),
+    ("a.jsonl", b'{"text": "x", "id": 1}\n{"text": "y", "id": "1"}\n', "row 2: id: '1' stands in"),
+    ("a.jsonl", b'{"text": "half \\ud83d"}\n', "is no character"),
+    ("a.jsonl", b'{"text": \n', "broken JSON"),
+    ("a.jsonl", b'"x"\n', "not an object"),
+    ("a.jsonl", b"", "no texts"),
+    ("a.txt", b"", "no texts"),
+    ("a.txt", b"one\n\ntwo\n", "row 2"),
+    ("a.txt", b"\xff\xfe\x00", "UTF-8"),
+    ("a.parquet", b"PAR1", "unreadable Parquet"),
+    ("a.pdf", b"x", "tells no format"),
+    ("f/readme.md", b"x", "no texts in this folder"),
+    ("f/queries.jsonl", b"{}\n", "no corpus.jsonl; it has queries"),
+    ("none", None, "no such file or folder"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BAD)
+def test_a_source_that_cannot_be_used_is_refused_before_a_model_is_loaded(tmp_path, name, content, said):
     path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        TextFile(path).check()
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    source = path.parent if path.parent.name == "f" else path
+    with pytest.raises(ValueError) as error:
+        encode_corpus(failing_load, TextSource(source), tmp_path / "out")
+    message = str(error.value)
+    assert said in message and str(source) in message and "\n" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_two_formats_are_not_mixed(tmp_path):
+    (tmp_path / "a.txt").write_text("x\n")
+    write_jsonl(tmp_path / "b.jsonl", [{"text": json.dumps("y")}])
+    with pytest.raises(ValueError, match=r"several formats \(a\.txt and b\.jsonl\)"):
+        list(TextSource(tmp_path).rows())
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="part: 'querys' is unknown; .*did you mean 'queries'"):
+        TextSource(tmp_path, part="querys")
+    with pytest.raises(ValueError, match="no queries.jsonl"):
+        list(TextSource(write_source(tmp_path, "folder"), part="queries").rows())

@@ -169,7 +169,7 @@ def _read_job(file: Path, output: Path) -> Job:
     except (ValueError, KeyError, TypeError) as error:
         said = " ".join(str(error).split())
         raise ValueError(
-            f"output: {str(output)!r}: {file.name} is none of ullme encode ({said}); name another"
+            f"output: {str(output)!r}: {file.name} is not of ullme encode ({said}); name a new folder"
         ) from error
 
 

@@ -81,13 +81,9 @@ def encode_corpus(
     folder.require_same(before, job.identity())
     if not folder.complete:
         with folder.locked():
-            job = replace(job, version=before.version if before else job.version)
-            folder.begin(job)
-            todo = folder.todo(job)
-            done = sorted(set(range(job.shards)) - set(todo))
-            done_characters = sum(found.shard_characters[shard] for shard in done)
-            progress.begin(job.rows, found.characters, sum(map(job.rows_of, done)), done_characters)
-            embedder = embedder_of(loaded, options, batch_size)
+            folder.begin(job := replace(job, version=before.version if before else job.version))
+            todo = _todo(job, folder, found, progress)
+            embedder = embedder_of(loaded, job.options, batch_size)
             calibrate(job, embedder, found.sample)
             if workers is None:
                 encode_shards(job, embedder, todo, advance=progress.advance)
@@ -99,6 +95,15 @@ def encode_corpus(
             folder.finish(job, _more(job))
     folder.tidy()
     return folder.manifest()
+
+
+def _todo(job: Job, folder: CorpusFolder, found: Survey, progress: Progress) -> list[int]:
+    """The shards that are left, after telling how much is done."""
+    todo = folder.todo(job)
+    done = sorted(set(range(job.shards)) - set(todo))
+    done_characters = sum(found.shard_characters[shard] for shard in done)
+    progress.begin(job.rows, found.characters, sum(map(job.rows_of, done)), done_characters)
+    return todo
 
 
 def _job(

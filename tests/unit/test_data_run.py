@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from ullme.apps.plan import plan
 from ullme.apps.run_data import load_training_pairs
 from ullme.apps.train import train
 from ullme.config import read_run_file
+from ullme.config.schema import DataConfig
 from ullme.data import PairStream
 
 
@@ -65,8 +68,8 @@ def test_a_run_file_streams_weighs_and_opts_out(run_file):
     planned = plan(config)
     assert planned.batches_per_epoch == 8 + 3 and planned.steps == 22 and planned.negatives is None
     assert planned.rows == {"*.parquet": 50, "b.jsonl": 30}
-    assert "data.train.0.wieght" in refusal(read_run_file, run_file, ["data.train.0.wieght=2"])
-    assert "data.streamin" in refusal(read_run_file, run_file, ["data.streamin=true"])
+    assert "data.train.0.weightt" in refusal(read_run_file, run_file, ["data.train.0.weightt=2"])
+    assert "data.streams" in refusal(read_run_file, run_file, ["data.streams=true"])
 
 
 def test_a_stream_is_checked_by_its_first_rows(run_file, tmp_path):
@@ -83,8 +86,15 @@ def test_a_stream_is_checked_by_its_first_rows(run_file, tmp_path):
 
 def test_likelihoods_before_training_need_all_rows(run_file):
     said = refusal(read_run_file, run_file, ["trainer.reference=precomputed"])
-    assert "data.streaming: is true, and the original LLM's likelihoods are to be computed before training" in said
-    assert read_run_file(run_file, ["trainer.reference=precomputed", "data.streaming=false"])
+    assert "data.streamsg: is true, and the original LLM's likelihoods are to be computed before training" in said
+    assert read_run_file(run_file, ["trainer.reference=precomputed", "data.streamsg=false"])
+
+
+def test_the_page_about_data_shows_sections_that_are_read():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    shown = DataConfig(**yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])["data"])
+    assert shown == DataConfig(train=shown.train, streaming=True), "the page calls defaults what is none"
+    assert [source.weight for source in shown.train] == [3, 1, 1]
 
 
 def losses(run):
@@ -92,7 +102,7 @@ def losses(run):
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(run_file, tmp_path):
-    """It stops after three batches of its second epoch; the batches, and so losses and weights, are those of a run that never stopped."""
+    """It stops after three batches of its second epoch; losses and weights are those of a run that never stopped."""
     whole = train(read_run_file(run_file, [f"trainer.output_dir={tmp_path / 'whole'}"]))
     left = tmp_path / "out"
     train(read_run_file(run_file))

@@ -100,3 +100,13 @@ def test_an_evaluation_that_is_due_is_left_out(tmp_path):
 def test_a_training_without_signals_ends_as_ever(tmp_path):
     stopped(tmp_path, tiny_model(tmp_path))
     assert saved(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stopped(tmp_path, tiny_model(tmp_path), Sending("on_step_begin", 2, signal.SIGINT))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert saved(tmp_path) == ["checkpoint-4", "checkpoint-6"]

@@ -61,9 +61,13 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, signals are heard; where this is not the main thread, which alone can, they do what they did."""
+        """Inside, signals are heard, but for those that whoever started the process has it ignore (``nohup``, ``&``).
+
+        Only the main thread can hear them; elsewhere they do what they did.
+        """
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._hear) for signum in SIGNALS}
+            heard = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+            self._before = {signum: signal.signal(signum, self._hear) for signum in heard}
         try:
             yield
         finally:

@@ -86,8 +86,8 @@ def test_a_stream_is_checked_by_its_first_rows(run_file, tmp_path):
 
 def test_likelihoods_before_training_need_all_rows(run_file):
     said = refusal(read_run_file, run_file, ["trainer.reference=precomputed"])
-    assert "data.streamsg: is true, and the original LLM's likelihoods are to be computed before training" in said
-    assert read_run_file(run_file, ["trainer.reference=precomputed", "data.streamsg=false"])
+    assert "data.streaming: is true, and the original LLM's likelihoods are to be computed before training" in said
+    assert read_run_file(run_file, ["trainer.reference=precomputed", "data.streaming=false"])
 
 
 def test_the_page_about_data_shows_sections_that_are_read():

@@ -13,6 +13,7 @@ from ullme.export import export_sentence_transformers
 from ullme.extension import imported
 from ullme.models import ULLME, ModelSettings
 from ullme.models.pooling import Pooling
+from ullme.types import Texts
 
 
 @pytest.fixture
@@ -97,8 +98,7 @@ def test_a_model_whose_pooling_is_not_at_hand_says_where_to_put_it(outside, tiny
 
 
 def test_an_untrained_attention_pooling_is_mean_pooling(outside):
-    hidden_NTD, mask_NT = torch.randn(2, 4, 8), torch.ones(2, 4)
-    given = (hidden_NTD, mask_NT, mask_NT.bool())
+    given = (torch.randn(7, 8), Texts.from_lists([[1, 2, 3, 4], [5, 6, 7]], skip=[1, 0]))
     assert torch.allclose(Pooling("my_pooling:AttentionPooling", 8)(*given), Pooling("mean", 8)(*given), atol=1e-6)
 
 
@@ -134,7 +134,7 @@ def test_what_is_no_pooling_is_refused_before_a_model_is_loaded(outside, name, s
 
 def test_a_pooling_of_another_width_is_refused(outside):
     with pytest.raises(ValueError, match=r"gives \(2, 16\) for hidden states \(2, 4, 8\); return \(2, 8\)"):
-        Pooling("my_broken:Wider", 8)(torch.randn(2, 4, 8), torch.ones(2, 4), torch.ones(2, 4).bool())
+        Pooling("my_broken:Wider", 8)(torch.randn(7, 8), Texts.from_lists([[1, 2, 3, 4], [5, 6, 7]]))
 
 
 # ---- formats ----

@@ -124,7 +124,7 @@ class PlaceHead:
 
 
 def check_targets(tokenizer) -> None:
-    """What the likelihood is made of: the scored ids, each predicted from the place before it, on either side."""
+    """What the likelihood is made of: the scored ids, each predicted from the place before it."""
     queries, passages = some_pairs(seed=9)
     texts = TextTokenizer(tokenizer, MAX_LENGTH).generation(queries, passages)
     known, dense_X = texts.ids_X.unique(return_inverse=True)
@@ -135,12 +135,10 @@ def check_targets(tokenizer) -> None:
     for context, scored in rows(dense):
         places = range(len(context) - 1, len(context) + len(scored) - 1)
         right.append(sum(float(log_TV[place, token]) for place, token in zip(places, scored, strict=True)))
-    for side in ("right", "left"):
-        ids_NT, mask_NT = dense.pad(0, side)
-        place_NT = (mask_NT.cumsum(1) - 1).clamp(min=0)  # the state at a place is a row of the table
-        found_N, tokens_N = sequence_logp(place_NT[..., None].double(), ids_NT, dense.scored_NT(mask_NT), head)
-        assert tokens_N.tolist() == [len(scored) for _, scored in rows(texts)]
-        assert found_N.tolist() == pytest.approx(right, rel=1e-9)
+    place_XD = dense.place_X[:, None].double()  # the state at a place is a row of the table
+    found_N, tokens_N = sequence_logp(place_XD, dense, dense.scored_X, head)
+    assert tokens_N.tolist() == [len(scored) for _, scored in rows(texts)]
+    assert found_N.tolist() == pytest.approx(right, rel=1e-9)
 
 
 def check_one_way_to_tokenise(tokenizer) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ullme.models.logprob import _log_softmax, sequence_logp, token_logp
 from ullme.models.specs import LogitsHead
+from ullme.types import Texts
 
 N, T, D, V = 3, 6, 16, 50
 BLOCK = 4 * V * 4  # four rows of float32 logits: blocks do not divide the scored tokens
@@ -51,6 +52,14 @@ def texts(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(N, T, D, dtype=dtype), torch.randint(V, (N, T)), scored_NT
 
 
+def padded_logp(
+    hidden_NTD: Tensor, ids_NT: Tensor, scored_NT: Tensor, head: LogitsHead, block: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """``sequence_logp`` of texts of equal length."""
+    every = Texts.from_lists(ids_NT.tolist())
+    return sequence_logp(hidden_NTD.flatten(0, 1), every, scored_NT.flatten(), head, block)
+
+
 def from_logits(hidden_NTD: Tensor, ids_NT: Tensor, scored_NT: Tensor, head: LogitsHead) -> Tensor:
     logp_NTV = torch.log_softmax(head(hidden_NTD[:, :-1]).to(_log_softmax(hidden_NTD).dtype), -1)
     logp_NT = logp_NTV.gather(2, ids_NT[:, 1:, None]).squeeze(2)
@@ -73,7 +82,7 @@ def test_value_and_gradients_are_those_of_plain_logits(
     torch.manual_seed(0)
     head = head_of(kind, trainable, dtype)
     hidden_NTD, ids_NT, scored_NT = texts(dtype)
-    found = value_and_gradients(lambda h: sequence_logp(h, ids_NT, scored_NT, head, BLOCK)[0], hidden_NTD, head)
+    found = value_and_gradients(lambda h: padded_logp(h, ids_NT, scored_NT, head, BLOCK)[0], hidden_NTD, head)
     right = value_and_gradients(lambda h: from_logits(h, ids_NT, scored_NT, head), hidden_NTD, head)
     assert len(found) == len(right) == 2 + len(parameters_of(head))
     for a, b in zip(found, right, strict=True):
@@ -86,7 +95,7 @@ def test_value_and_gradients_are_those_of_plain_logits(
 def test_blocks_change_nothing(block: int, trainable: bool) -> None:
     torch.manual_seed(0)
     head, (hidden_NTD, ids_NT, scored_NT) = head_of("softcap", trainable, torch.float64), texts()
-    found = value_and_gradients(lambda h: sequence_logp(h, ids_NT, scored_NT, head, block)[0], hidden_NTD, head)
+    found = value_and_gradients(lambda h: padded_logp(h, ids_NT, scored_NT, head, block)[0], hidden_NTD, head)
     right = value_and_gradients(lambda h: from_logits(h, ids_NT, scored_NT, head), hidden_NTD, head)
     assert all((a - b).norm() <= 1e-12 * b.norm() for a, b in zip(found, right, strict=True))
 
@@ -102,7 +111,7 @@ def test_no_token_or_one_is_enough(scored: list[tuple[int, int]], trainable: boo
     for place in scored:
         scored_NT[place] = True
     leaf_NTD = hidden_NTD.requires_grad_()
-    logp_N, tokens_N = sequence_logp(leaf_NTD, ids_NT, scored_NT, head)
+    logp_N, tokens_N = padded_logp(leaf_NTD, ids_NT, scored_NT, head)
     assert tokens_N.tolist() == scored_NT[:, 1:].sum(1).tolist()
     assert torch.allclose(logp_N, from_logits(leaf_NTD, ids_NT, scored_NT, head), rtol=1e-12, atol=0)
     gradients = torch.autograd.grad(logp_N.sum(), [leaf_NTD, *parameters_of(head)])
@@ -114,7 +123,7 @@ def test_under_autocast_logits_are_bfloat16_and_likelihoods_float32(trainable: b
     torch.manual_seed(0)
     head, (hidden_NTD, ids_NT, scored_NT) = head_of("plain", trainable, torch.float32), texts(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        found = value_and_gradients(lambda h: sequence_logp(h, ids_NT, scored_NT, head, BLOCK)[0], hidden_NTD, head)
+        found = value_and_gradients(lambda h: padded_logp(h, ids_NT, scored_NT, head, BLOCK)[0], hidden_NTD, head)
         right = value_and_gradients(lambda h: from_logits(h, ids_NT, scored_NT, head), hidden_NTD, head)
     assert all(tensor.dtype == torch.float32 for tensor in found)
     assert torch.allclose(found[0], right[0], rtol=1e-6)  # the same bfloat16 logits, to the bit
@@ -124,7 +133,7 @@ def test_under_autocast_logits_are_bfloat16_and_likelihoods_float32(trainable: b
 def test_a_bfloat16_model_gets_float32_likelihoods_and_its_own_gradient_dtype() -> None:
     torch.manual_seed(0)
     head, (hidden_NTD, ids_NT, scored_NT) = head_of("plain", False, torch.bfloat16), texts(torch.bfloat16)
-    logp_N, gradient_NTD = value_and_gradients(lambda h: sequence_logp(h, ids_NT, scored_NT, head)[0], hidden_NTD, head)
+    logp_N, gradient_NTD = value_and_gradients(lambda h: padded_logp(h, ids_NT, scored_NT, head)[0], hidden_NTD, head)
     assert logp_N.dtype == torch.float32 and gradient_NTD.dtype == torch.bfloat16
     assert torch.allclose(logp_N, from_logits(hidden_NTD, ids_NT, scored_NT, head), rtol=1e-6)
 

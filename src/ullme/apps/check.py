@@ -20,7 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ullme.apps.check_gradient import gradient_failure
 from ullme.apps.check_report import Finding, markdown, model_table, summary_table
 from ullme.apps.check_tiny import tiny_config, tiny_model
-from ullme.models.attention import AttentionSwitch, windowed
+from ullme.models.attention import AttentionSwitch
+from ullme.models.masks import windowed
 from ullme.models.choosing import probed_switch, refuse_by_kind
 from ullme.models.layer_probe import smallest_effect
 from ullme.models.loading import load_causal_lm, load_config, resolve

@@ -53,6 +53,7 @@ class ModelConfig(Section):
     dtype: str = "float32"
     device_map: str | dict[str, Any] | None = None
     attn_implementation: str | None = None
+    packing: bool = True
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     quantization: str | None = None
     gguf_file: str | None = None

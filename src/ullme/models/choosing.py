@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ullme.models.attention import AttentionSwitch, Window
+from ullme.models.attention import AttentionSwitch
+from ullme.models.masks import Window
+from ullme.models.packing_probe import packing_failure
 from ullme.models.probe import ProbeResult, probe_or_failure
 from ullme.models.specs import MECHANISMS, SPECS, layer_kinds, refusal
 
@@ -31,9 +34,11 @@ def refuse_by_kind(config: Any) -> None:
 
 
 def probed_switch(
-    causal_lm: PreTrainedModel, window: Window = "window", tolerance: float | None = None
+    causal_lm: PreTrainedModel, window: Window = "window", tolerance: float | None = None, packing: bool = True
 ) -> AttentionSwitch:
     """The first switch under which every invariant holds: the architecture's row, or else each mechanism in turn.
+
+    It packs, unless not wanted, where packing is found to change nothing; it never is a reason to refuse.
 
     Raises:
         ValueError: the architecture is refused by its kind of layer, or no mechanism passes the probe.
@@ -45,7 +50,8 @@ def probed_switch(
     for mechanism in dict.fromkeys((*row, *MECHANISMS)):
         result = probe_or_failure(causal_lm, AttentionSwitch(mechanism, window), tolerance)
         if result.passed:
-            return AttentionSwitch(mechanism, window, result.head_reproduced)
+            switch = AttentionSwitch(mechanism, window, result.head_reproduced)
+            return replace(switch, packs=packing and packing_failure(causal_lm, switch, tolerance) is None)
         results.append(result)
     raise ValueError(_message(config, results))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ullme.batching import length_sorted_batches
+from ullme.batching import consecutive_chunks, length_sorted_batches
 from ullme.models.modes import eval_mode
 from ullme.types import Attention, Texts
 
@@ -26,17 +26,23 @@ TOKENS_PER_TEXT = 128
 #: Tokens, padding included, of one forward inside a training chunk.
 FORWARD_TOKENS = 16_384
 
-#: Padding of one forward, in tokens, by device type: about what one more forward costs, however short its texts. 70 on
-#: two CPU cores (SmolLM2-135M with LoRA); a GPU's figure has not been measured. Another device takes the GPU's.
+#: Padding of one padded forward, in tokens, by device type: about what one more forward costs, however short its texts.
+#: 70 on two CPU cores (SmolLM2-135M with LoRA); a GPU's figure has not been measured. Another device takes the GPU's.
 FORWARD_PADDING: Mapping[str, int] = {"cpu": 64, "cuda": 1024}
 
 
-def forward_batches(texts: Texts, max_tokens: int = FORWARD_TOKENS, device_type: str = "cpu") -> list[list[int]]:
-    """Positions of the texts that exist, grouped by length within a token budget and with little padding."""
+def forward_batches(
+    texts: Texts, max_tokens: int = FORWARD_TOKENS, device_type: str = "cpu", packed: bool = True
+) -> list[list[int]]:
+    """Positions of the texts that exist, longest first, cut at a token budget; padded ones with little padding."""
     lengths = texts.lengths_N.tolist()
-    present = [i for i, length in enumerate(lengths) if length > 0]
-    max_padding = FORWARD_PADDING.get(device_type, FORWARD_PADDING["cuda"])
-    batches = length_sorted_batches([lengths[i] for i in present], max_tokens, max_padding=max_padding)
+    present = sorted((i for i, length in enumerate(lengths) if length > 0), key=lambda i: -lengths[i])
+    costs = [lengths[i] for i in present]
+    if packed:
+        batches = consecutive_chunks(costs, max_tokens)
+    else:
+        padding = FORWARD_PADDING.get(device_type, FORWARD_PADDING["cuda"])
+        batches = length_sorted_batches(costs, max_tokens, max_padding=padding)
     return [[present[i] for i in batch] for batch in batches]
 
 
@@ -121,7 +127,7 @@ def _prompt_text(prompts: Mapping[str, str], prompt_name: str | None, prompt: st
 def _embed(model: ULLME, texts: Texts, max_tokens: int, progress: bool, attention: Attention | None) -> Tensor:
     rep_ND = torch.empty(len(texts), model.embedding_dimension, dtype=torch.float32, device=model.device)
     with eval_mode(model), tqdm(total=len(texts), desc="Encoding", unit="text", disable=not progress) as bar:
-        for rows in forward_batches(texts, max_tokens, model.device.type):
+        for rows in forward_batches(texts, max_tokens, model.device.type, model.switch.packs):
             rep_ND[rows] = model.embed_texts(texts.rows(rows), attention).to(rep_ND.dtype)
             bar.update(len(rows))
     return rep_ND

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ullme.types import Texts
+
 #: Memory of one block of logits in float32 (float64 for a float64 model), by device type; while one is computed, two
 #: to three times as much is in use. Larger blocks gain little on a CPU. A GPU's matrix units want more rows; its figure
 #: has not been measured. Another device takes the CPU's.
@@ -36,26 +38,26 @@ class Head(Protocol):
 
 
 def sequence_logp(
-    hidden_NTD: Tensor, ids_NT: Tensor, scored_NT: Tensor, head: Head, block_bytes: int | None = None
+    hidden_XD: Tensor, texts: Texts, scored_X: Tensor, head: Head, block_bytes: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sum of log pi(w_i | w_<i) over the scored tokens of each sequence, (N,), and how many there are, (N,).
+    """Sum of log pi(w_i | w_<i) over the scored tokens of each text, (N,), and how many there are, (N,).
 
     The hidden state before a token predicts it; a first token is predicted by nothing and is never scored. What is
     computed grows with the scored tokens, what is kept for backward with scored tokens x hidden width.
 
     Args:
-        hidden_NTD: last hidden states under causal attention.
-        ids_NT: token ids.
-        scored_NT: True on the tokens whose likelihood counts.
+        hidden_XD: last hidden states of the texts end to end.
+        texts: what their tokens are, or for hidden tokens were.
+        scored_X: True on the tokens whose likelihood counts.
         head: hidden states (X, D) to logits (X, V).
         block_bytes: memory of one block of logits; None is ``BLOCK_BYTES`` of the device.
     """
-    scored_NT = scored_NT[:, 1:].bool()
-    hidden_XD = hidden_NTD[:, :-1][scored_NT]
-    target_X = ids_NT[:, 1:][scored_NT]
-    logp_X = token_logp(hidden_XD, target_X, head, block_bytes)
-    logp_NT = torch.zeros(scored_NT.shape, dtype=logp_X.dtype, device=logp_X.device)
-    return logp_NT.masked_scatter(scored_NT, logp_X).sum(1), scored_NT.sum(1)
+    scored_X = scored_X & (texts.place_X > 0)
+    at = scored_X.nonzero().squeeze(1)
+    logp_X = token_logp(hidden_XD.index_select(0, at - 1), texts.ids_X[at], head, block_bytes)
+    logp_N = torch.zeros(len(texts), dtype=logp_X.dtype, device=logp_X.device)
+    tokens_N = torch.zeros_like(texts.lengths_N)
+    return logp_N.index_add(0, texts.text_X[at], logp_X), tokens_N.index_add(0, texts.text_X, scored_X.long())
 
 
 def token_logp(hidden_XD: Tensor, target_X: Tensor, head: Head, block_bytes: int | None = None) -> Tensor:

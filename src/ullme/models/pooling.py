@@ -9,30 +9,32 @@ import torch
 from torch import Tensor, nn
 
 from ullme.extension import imported, imported_class, imported_function, is_import_path, require_arguments
+from ullme.types import Texts
 
-Pooler = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: From hidden states (X, D) of texts end to end to embeddings (N, D).
+Pooler = Callable[[Tensor, Texts], Tensor]
+
 _ARGUMENTS = ("hidden_NTD", "mask_NT", "pooled_NT")
 
 
-def mean(hidden_NTD: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
+def mean(hidden_XD: Tensor, texts: Texts) -> Tensor:
     """The mean of the pooled tokens, (N, D)."""
-    return _weighted(hidden_NTD, pooled_NT.to(hidden_NTD.dtype))
+    return _weighted(hidden_XD, texts, texts.scored_X)
 
 
-def weightedmean(hidden_NTD: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
+def weightedmean(hidden_XD: Tensor, texts: Texts) -> Tensor:
     """The mean of the pooled tokens, each weighted by its place in the text, from 1 (SGPT, Muennighoff 2022, eq. 2)."""
-    return _weighted(hidden_NTD, mask_NT.cumsum(1).to(hidden_NTD.dtype) * pooled_NT)
+    return _weighted(hidden_XD, texts, (texts.place_X + 1) * texts.scored_X)
 
 
-def cls(hidden_NTD: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
+def cls(hidden_XD: Tensor, texts: Texts) -> Tensor:
     """The first pooled token, (N, D)."""
-    return _token(hidden_NTD, pooled_NT.int().argmax(1))
+    return hidden_XD[texts.lengths_N.cumsum(0) - texts.lengths_N + texts.skip_N]
 
 
-def lasttoken(hidden_NTD: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
+def lasttoken(hidden_XD: Tensor, texts: Texts) -> Tensor:
     """The last pooled token, (N, D)."""
-    last_N = pooled_NT.shape[1] - 1 - pooled_NT.int().flip(1).argmax(1)
-    return _token(hidden_NTD, last_N)
+    return hidden_XD[texts.lengths_N.cumsum(0) - 1]
 
 
 POOLERS: dict[str, Pooler] = {"mean": mean, "weightedmean": weightedmean, "cls": cls, "lasttoken": lasttoken}
@@ -56,12 +58,11 @@ class LatentAttention(nn.Module):
         for last in (*self.attention.out_proj.parameters(), *self.network[-1].parameters()):
             nn.init.zeros_(last)
 
-    def forward(self, hidden_NTD: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
+    def forward(self, hidden_XD: Tensor, texts: Texts) -> Tensor:
         """The mean over pooled tokens of what they became, (N, D)."""
-        hidden_NTD = hidden_NTD.to(self.latents_LD.dtype)
-        latents_NLD = self.latents_LD.expand(hidden_NTD.shape[0], -1, -1)
-        hidden_NTD = hidden_NTD + self.attention(hidden_NTD, latents_NLD, latents_NLD, need_weights=False)[0]
-        return mean(hidden_NTD + self.network(hidden_NTD), mask_NT, pooled_NT)
+        hidden_1XD, latents_1LD = hidden_XD[None].to(self.latents_LD.dtype), self.latents_LD[None]
+        hidden_1XD = hidden_1XD + self.attention(hidden_1XD, latents_1LD, latents_1LD, need_weights=False)[0]
+        return mean((hidden_1XD + self.network(hidden_1XD))[0], texts)
 
 
 class Pooling(nn.Module):
@@ -89,23 +90,32 @@ class Pooling(nn.Module):
         """Whether a checkpoint must hold something of this pooling."""
         return bool(self.state_dict())
 
-    def forward(self, hidden_NTD: Tensor, mask_NT: Tensor, pooled_NT: Tensor) -> Tensor:
-        """Embeddings (N, D) from hidden states (N, T, D).
+    def forward(self, hidden_XD: Tensor, texts: Texts) -> Tensor:
+        """Embeddings (N, D) from hidden states (X, D).
 
         Args:
-            hidden_NTD: last hidden states of the backbone.
-            mask_NT: 1 on real tokens, 0 on padding of either side.
-            pooled_NT: True on the tokens that count, a subset of the mask with at least one token per text.
+            hidden_XD: last hidden states of the backbone, of the texts end to end.
+            texts: where each text begins and ends, and what of it is context; each has at least one token that is not.
 
         Raises:
             ValueError: a pooling from outside gives something else than (N, D).
         """
-        with torch.autocast(hidden_NTD.device.type, enabled=False):
-            if hidden_NTD.dtype in (torch.bfloat16, torch.float16):
-                hidden_NTD = hidden_NTD.float()
-            learned = self.latent if self.latent is not None else self.outside
-            pool = learned if learned is not None else self._function or POOLERS[self.name]
-            rep_ND = pool(hidden_NTD, mask_NT, pooled_NT)
+        with torch.autocast(hidden_XD.device.type, enabled=False):
+            if hidden_XD.dtype in (torch.bfloat16, torch.float16):
+                hidden_XD = hidden_XD.float()
+            if self.latent is not None:
+                return self.latent(hidden_XD, texts)
+            outside = self.outside if self.outside is not None else self._function
+            if outside is None:
+                return POOLERS[self.name](hidden_XD, texts)
+            return self._padded(outside, hidden_XD, texts)
+
+    def _padded(self, pool: Callable[..., Tensor], hidden_XD: Tensor, texts: Texts) -> Tensor:
+        """What a pooling from outside makes of the texts padded."""
+        _, mask_NT = texts.pad(0)
+        hidden_NTD = hidden_XD.new_zeros(*mask_NT.shape, hidden_XD.shape[-1])
+        hidden_NTD = hidden_NTD.masked_scatter(mask_NT.bool()[..., None], hidden_XD)
+        rep_ND = pool(hidden_NTD, mask_NT, texts.scored_NT(mask_NT))
         if rep_ND.shape != hidden_NTD[:, 0].shape:
             raise ValueError(
                 f"pooling: {self.name!r} gives {tuple(rep_ND.shape)} for hidden states {tuple(hidden_NTD.shape)}; "
@@ -114,7 +124,7 @@ class Pooling(nn.Module):
         return rep_ND
 
 
-def outside_pooler(path: str) -> Pooler | type[nn.Module]:
+def outside_pooler(path: str) -> Callable[..., Tensor] | type[nn.Module]:
     """The function, or class of module, that pools and stands at this import path.
 
     Raises:
@@ -128,10 +138,8 @@ def outside_pooler(path: str) -> Pooler | type[nn.Module]:
     return module
 
 
-def _weighted(hidden_NTD: Tensor, weight_NT: Tensor) -> Tensor:
-    weight_NT = weight_NT / weight_NT.sum(1, keepdim=True)
-    return torch.einsum("ntd,nt->nd", hidden_NTD, weight_NT)
-
-
-def _token(hidden_NTD: Tensor, place_N: Tensor) -> Tensor:
-    return hidden_NTD[torch.arange(hidden_NTD.shape[0], device=hidden_NTD.device), place_N]
+def _weighted(hidden_XD: Tensor, texts: Texts, weight_X: Tensor) -> Tensor:
+    weight_X, text_X = weight_X.to(hidden_XD.dtype), texts.text_X
+    total_N = hidden_XD.new_zeros(len(texts)).index_add(0, text_X, weight_X)
+    sum_ND = hidden_XD.new_zeros(len(texts), hidden_XD.shape[-1])
+    return sum_ND.index_add(0, text_X, hidden_XD * (weight_X / total_N[text_X])[:, None])

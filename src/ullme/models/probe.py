@@ -31,6 +31,18 @@ TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
 )
 
 
+#: Model code that was written for another way of calling it raises whatever it trips over.
+CALL_ERRORS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    NotImplementedError,
+)
+
+
 @dataclass(frozen=True)
 class ProbeResult:
     """What one model did under one switch.
@@ -59,18 +71,14 @@ def probe_or_failure(
     """The probe's result; a call that the class does not take is the failure of the invariant ``call``."""
     try:
         return probe(causal_lm, switch, tolerance)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AttributeError,
-        LookupError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:
-        # Model code written for another mechanism raises whatever it trips over.
-        line = (str(error).splitlines() or [""])[0][:160]
-        return ProbeResult(switch.mechanism, {"call": f"the call fails ({type(error).__name__}: {line})"}, {})
+    except CALL_ERRORS as error:
+        return ProbeResult(switch.mechanism, {"call": call_failure(error)}, {})
+
+
+def call_failure(error: Exception) -> str:
+    """What a call that raised this is, in words."""
+    line = (str(error).splitlines() or [""])[0][:160]
+    return f"the call fails ({type(error).__name__}: {line})"
 
 
 def probe(causal_lm: PreTrainedModel, switch: AttentionSwitch, tolerance: float | None = None) -> ProbeResult:
@@ -81,11 +89,8 @@ def probe(causal_lm: PreTrainedModel, switch: AttentionSwitch, tolerance: float 
         switch: the switch to try.
         tolerance: relative error that passes; by default what suits the model's dtype.
     """
-    if tolerance is None:
-        quantized = getattr(causal_lm, "is_quantized", False)
-        tolerance = TOLERANCE.get(torch.bfloat16 if quantized else _computed_in(causal_lm), TOLERANCE[torch.bfloat16])
     with torch.no_grad(), eval_mode(causal_lm):
-        look = _Look(causal_lm, switch, tolerance)
+        look = _Look(causal_lm, switch, suitable_tolerance(causal_lm) if tolerance is None else tolerance)
         look.causal_equals_transformers()
         look.future_is_seen()
         look.every_layer_sees_the_future()
@@ -193,6 +198,12 @@ class _Look:
 
     def _plain(self, **options: bool) -> Any:
         return self.causal_lm(input_ids=self.ids_1T, attention_mask=self.full_1T, use_cache=False, **options)
+
+
+def suitable_tolerance(causal_lm: PreTrainedModel) -> float:
+    """The relative error between two computations of the same state that this model's rounding explains."""
+    quantized = getattr(causal_lm, "is_quantized", False)
+    return TOLERANCE.get(torch.bfloat16 if quantized else _computed_in(causal_lm), TOLERANCE[torch.bfloat16])
 
 
 def _computed_in(causal_lm: PreTrainedModel) -> torch.dtype:

@@ -44,6 +44,7 @@ class ModelSettings:
         dtype: dtype of the backbone; adapters, pooling and embeddings are float32 at least.
         device_map: passed to Transformers; None loads on the CPU.
         attn_implementation: passed to Transformers.
+        packing: compute texts end to end, without padding, where the probe finds that it changes nothing.
         attention_dropout: dropout of attention weights, in training only; None leaves it to the model's config.
         quantization: ``4bit`` or ``8bit`` through bitsandbytes, on a GPU.
         gguf_file: name of a GGUF file inside ``model_name_or_path``.
@@ -73,6 +74,7 @@ class ModelSettings:
     dtype: str = "float32"
     device_map: Any = None
     attn_implementation: str | None = None
+    packing: bool = True
     attention_dropout: float | None = None
     quantization: str | None = None
     gguf_file: str | None = None

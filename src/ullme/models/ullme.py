@@ -61,7 +61,7 @@ class ULLME(nn.Module):
         self.tokenizer = load_tokenizer(self.settings, source)
         self.causal_lm: PreTrainedModel = load_causal_lm(self.settings, source, config)
         self.merged = merge_adapters(self.causal_lm, self.settings.merged_adapters)
-        self.switch = attention_switch(self.causal_lm, self.settings.window)
+        self.switch = attention_switch(self.causal_lm, self.settings.window, self.settings.packing)
         self.embedding_dimension = self._hidden_width()
         # A tuple keeps the same modules as ``causal_lm`` out of the module tree, so that no parameter appears twice.
         self._adapted = (add_adapter(self.causal_lm, self.settings),)
@@ -102,10 +102,9 @@ class ULLME(nn.Module):
         if input_ids is None:
             raise ValueError("input_ids: is missing; give token ids of shape (texts, tokens)")
         mask_NT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        pooled_NT = mask_NT.bool()
-        if prompt_lengths is not None:
-            pooled_NT = pooled_NT & (mask_NT.cumsum(1) > prompt_lengths[:, None])
-        return {"rep": self._embed_padded(input_ids, mask_NT, pooled_NT)}
+        lengths_N = mask_NT.bool().sum(1)
+        skip_N = torch.zeros_like(lengths_N) if prompt_lengths is None else prompt_lengths
+        return {"rep": self.embed_texts(Texts(input_ids[mask_NT.bool()], lengths_N, skip_N))}
 
     def generate(self, **kwargs: Any) -> Any:
         """Transformers' ``generate``, causal, with the adapter."""
@@ -117,10 +116,9 @@ class ULLME(nn.Module):
         ``attention`` is the model's own unless given.
         """
         rep_ND = torch.zeros(len(texts), self.embedding_dimension, device=self.device, dtype=self._embedding_dtype)
-        for rows in encoding.forward_batches(texts, device_type=self.device.type):
+        for rows in self._forward_batches(texts):
             part = texts.rows(rows).to(self.device)
-            ids_NT, mask_NT = part.pad(self.tokenizer.pad_token_id)
-            rep = self._embed_padded(ids_NT, mask_NT, part.scored_NT(mask_NT), attention)
+            rep = self.pooler(self.switch.states(self.causal_lm, part, attention or self.attention), part)
             rep_ND = rep_ND.index_copy(0, torch.tensor(rows, device=self.device), rep)
         return rep_ND
 
@@ -241,11 +239,8 @@ class ULLME(nn.Module):
             )
         return head
 
-    def _embed_padded(
-        self, ids_NT: Tensor, mask_NT: Tensor, pooled_NT: Tensor, attention: Attention | None = None
-    ) -> Tensor:
-        hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, attention or self.attention)
-        return self.pooler(hidden_NTD, mask_NT, pooled_NT)
+    def _forward_batches(self, texts: Texts) -> list[list[int]]:
+        return encoding.forward_batches(texts, device_type=self.device.type, packed=self.switch.packs)
 
     def _likelihoods(self, texts: Texts, attention: Attention, target_X: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log-likelihoods (N,) and tokens (N,) of the targets, or where there are none, of what is not context."""
@@ -253,15 +248,14 @@ class ULLME(nn.Module):
         logp_N = torch.zeros(len(texts), device=self.device, dtype=self._embedding_dtype)
         tokens_N = torch.zeros(len(texts), device=self.device, dtype=torch.long)
         targets = None if target_X is None else replace(texts, ids_X=target_X)
-        for rows in encoding.forward_batches(texts, device_type=self.device.type):
+        for rows in self._forward_batches(texts):
             part = texts.rows(rows).to(self.device)
-            ids_NT, mask_NT = part.pad(self.tokenizer.pad_token_id)
-            hidden_NTD = self.switch.hidden(self.causal_lm, ids_NT, mask_NT, attention)
-            scored_NT = part.scored_NT(mask_NT)
+            hidden_XD = self.switch.states(self.causal_lm, part, attention)
+            scored_X = part.scored_X
             if targets is not None:
-                ids_NT, _ = targets.rows(rows).to(self.device).pad(IGNORED)
-                scored_NT = ids_NT != IGNORED
-            logp, tokens = sequence_logp(hidden_NTD, ids_NT, scored_NT, head)
+                part = targets.rows(rows).to(self.device)
+                scored_X = part.ids_X != IGNORED
+            logp, tokens = sequence_logp(hidden_XD, part, scored_X, head)
             at = torch.tensor(rows, device=self.device)
             logp_N, tokens_N = logp_N.index_copy(0, at, logp), tokens_N.index_copy(0, at, tokens)
         return logp_N, tokens_N

@@ -1,0 +1,56 @@
+"""Texts end to end in one forward, without padding: every linear layer sees all tokens, attention each text alone."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ullme.models.masks import Window
+from ullme.models.packed_attention import IMPLEMENTATIONS
+from ullme.models.recompute import attribute, held_in_recomputation
+from ullme.types import Attention, Texts
+
+#: Implementations in whose place ours is put. Flash attention takes packed texts itself, by the same arguments.
+_REPLACED = ("sdpa", "eager")
+_OWN = ("flash_attention_2", "flash_attention_3")
+
+
+def packed_call(
+    decoder: PreTrainedModel, texts: Texts, attention: Attention, window: Window = "window", **notes: Any
+) -> Tensor:
+    """Last hidden states (X, D) of texts end to end, none of them empty.
+
+    The decoder's own code runs: positions restart with each text, and where texts end goes to its attention with the
+    arguments that Transformers has for it. The attention itself is named by the config for the length of the call.
+
+    Raises:
+        ValueError: the decoder takes no positions, or its attention implementation cannot be packed.
+    """
+    if "position_ids" not in inspect.signature(decoder.forward).parameters:
+        raise ValueError(f"packing: {type(decoder).__name__} takes no positions; run it padded (packing: false)")
+    starts = torch.nn.functional.pad(texts.lengths_N.cumsum(0), (1, 0)).to(torch.int32)
+    longest = int(texts.lengths_N.max())
+    call: dict[str, Any] = {
+        "input_ids": texts.ids_X[None],
+        "position_ids": texts.place_X[None],
+        "attention_mask": None,
+        "use_cache": False,
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        **notes,
+    }
+    config, own = decoder.config, decoder.config._attn_implementation
+    if own in _OWN and window == "window":
+        return decoder(**call, **({} if attention == "causal" else {"is_causal": False}))[0][0]
+    if own not in _REPLACED:
+        raise ValueError(f"attn_implementation: {own!r} cannot be packed; use 'sdpa', or run it padded")
+    call["attention_mask"] = torch.ones_like(call["input_ids"])  # some decoders warn without one
+    name = IMPLEMENTATIONS[attention, attention == "bidirectional" and window == "full"]
+    with held_in_recomputation(decoder, lambda: attribute(config, "_attn_implementation", name)):
+        return decoder(**call)[0][0]

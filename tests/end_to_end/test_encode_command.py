@@ -76,6 +76,7 @@ def test_options_that_cannot_work_are_one_line(model, source, tmp_path, capsys, 
     [
         (["OUT", "x", "--model", "OTHER"], "use that model"),
         (["SOURCE", "x"], "is no corpus"),
+        (["MODEL", "SOURCE"], "query: is missing"),
         (["MODEL", "SOURCE", "x", "--corpus", "SOURCE"], "go with a folder of ullme encode"),
         (["OUT", "x", "--corpus", "none.jsonl"], "none.jsonl"),
     ],

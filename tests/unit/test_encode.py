@@ -122,7 +122,7 @@ def test_files_of_two_formats_are_not_mixed(tmp_path):
 
 
 def test_an_unknown_part_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="part: 'querys' is unknown; .*did you mean 'queries'"):
-        TextSource(tmp_path, part="querys")
+    with pytest.raises(ValueError, match="part: 'query' is unknown; .*did you mean 'queries'"):
+        TextSource(tmp_path, part="query")
     with pytest.raises(ValueError, match="no queries.jsonl"):
         list(TextSource(write_source(tmp_path, "folder"), part="queries").rows())

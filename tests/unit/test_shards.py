@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -226,6 +227,20 @@ def test_an_embedding_that_is_not_finite_is_refused_with_its_row(source, tmp_pat
     model.encode = lambda texts, **_: np.stack([vector(t) if t != TEXTS[4] else vector(t) / 0 for t in texts])
     with np.errstate(divide="ignore"), pytest.raises(ValueError, match=r"row 5: its embedding is not finite"):
         encoded(source, tmp_path / "out", model)
+
+
+def test_a_file_that_cannot_be_written_whole_is_an_error_and_nothing_of_it_stays(tmp_path):
+    source = TextSource(write_jsonl(tmp_path / "many.jsonl", rows([f"text {i}" for i in range(200)])))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5600, limits[1]))  # as a full disk, which the embeddings meet first
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            encoded(source, tmp_path / "out", shard_rows=200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tree(tmp_path / "out")) == [".unfinished/job.json", ".unfinished/lock"]
+    encoded(source, tmp_path / "out", shard_rows=200)
+    assert len(EmbeddedCorpus(tmp_path / "out")) == 200
 
 
 @pytest.mark.parametrize(

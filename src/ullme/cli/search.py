@@ -34,6 +34,8 @@ def search(
         raise ValueError(f"query: {sought!r} is empty; say what to look for")
     settings = {"attention": attention, "pooling": pooling, "dtype": dtype, "max_length": max_length}
     given = {name: value for name, value in settings.items() if value is not None}
+    if query is None and Path(sought).is_file():
+        raise ValueError(f"query: is missing after {sought!r}; write ullme search {where} {sought} QUERY")
     if query is None:
         _search_corpus(where, sought, corpus, model, given, prompt, top_k, device)
         return

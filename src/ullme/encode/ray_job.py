@@ -5,6 +5,7 @@ Source, output and model have to be on a file system that all nodes see.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,10 @@ def on_ray(
     ray = require_ray()
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(log_to_driver=False, include_dashboard=False if "RAY_ADDRESS" not in os.environ else None)
+        local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is told by ``advance``
+    ray.data.DataContext.get_current().enable_progress_bars = False
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     count = min(workers or gpus or max(1, cpus // 2), len(shards))

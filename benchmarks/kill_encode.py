@@ -39,7 +39,13 @@ SCENARIOS: dict[str, list[str]] = {
 }
 
 #: What a killed process may leave half-done, by the name of what it left.
-PLACES = {"embeddings-": "computing a shard", "rows-": "writing ids and texts", "shard-": "finishing a shard"}
+PLACES = {
+    "shard-": "finishing a shard",
+    "rows-": "writing ids and texts",
+    "embeddings-": "computing a shard",
+    "ranges": "calibrating",
+    "manifest": "writing the manifest",
+}
 
 #: Of all kills, the share that comes at any moment of the process, its start included; the others come while it works.
 ANY_MOMENT = 0.15
@@ -56,11 +62,18 @@ def started(folder: Path, scenario: str, name: str) -> subprocess.Popen[bytes]:
 
 def wait_for_work(process: subprocess.Popen[bytes], out: Path) -> float:
     """Seconds until the job is put into the folder, which every run does right before it encodes."""
-    begun, job = time.time(), out / ".unfinished" / "job.json"
-    before = job.stat().st_mtime_ns if job.exists() else 0
-    while process.poll() is None and (not job.exists() or job.stat().st_mtime_ns == before):
+    start, stamp = time.time(), begun(out)
+    while process.poll() is None and begun(out) == stamp:
         time.sleep(0.002)
-    return time.time() - begun
+    return time.time() - start
+
+
+def begun(out: Path) -> int:
+    """When a run last put its job into the folder."""
+    try:
+        return (out / ".unfinished" / "job.json").stat().st_mtime_ns
+    except FileNotFoundError:  # not yet there, or no longer
+        return 0
 
 
 def left_alone(folder: Path, scenario: str, name: str) -> dict[str, float]:
@@ -70,10 +83,10 @@ def left_alone(folder: Path, scenario: str, name: str) -> dict[str, float]:
         shutil.rmtree(folder / name, ignore_errors=True)
         process = started(folder, scenario, name)
         waited = wait_for_work(process, folder / name)
-        begun = time.time()
+        start = time.time()
         if process.wait():
             raise SystemExit((folder / f"{name}.log").read_text())
-        times.write_text(json.dumps({"start": waited, "work": time.time() - begun}))
+        times.write_text(json.dumps({"start": waited, "work": time.time() - start}))
     return json.loads(times.read_text())
 
 
@@ -81,7 +94,9 @@ def killed(
     folder: Path, scenario: str, name: str, times: dict[str, float], draw: random.Random
 ) -> dict[str, Any] | None:
     """One start of the command and one kill; None where it was done before the kill came."""
-    out, process = folder / name, started(folder, scenario, name)
+    out = folder / name
+    before, stamp = half_written(out), begun(out)
+    process = started(folder, scenario, name)
     if draw.random() < ANY_MOMENT:
         time.sleep(draw.uniform(0, times["start"]))
     else:
@@ -92,16 +107,22 @@ def killed(
         return None
     if process.returncode > 0:
         raise SystemExit((folder / f"{name}.log").read_text())
-    left = [path.name for path in (out / ".unfinished").glob("*.????????????????????????????????")]
-    place = next((said for start, said in PLACES.items() for path in left if path.startswith(start)), "between shards")
+    left = half_written(out) - before
+    place = next((said for start, said in PLACES.items() if any(path.startswith(start) for path in left)), None)
     done, damaged = finished(out)
+    place = place or ("starting" if begun(out) == stamp else "between shards")
     return {
         "scenario": scenario,
         "round": name,
         "shards": done,
-        "place": place if done or left else "starting",
+        "place": place,
         **damaged,
     }
+
+
+def half_written(out: Path) -> set[str]:
+    """What killed processes were writing, as far as no later one has cleared it away."""
+    return {path.name for path in (out / ".unfinished").glob("*." + "?" * 32)}
 
 
 def finished(out: Path) -> tuple[int, dict[str, list[str]]]:

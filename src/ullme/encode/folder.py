@@ -78,7 +78,9 @@ class CorpusFolder:
             yield
 
     def begin(self, job: Job) -> None:
-        """Keep what the job is, for the run that continues it."""
+        """Keep what the job is, for the run that continues it, and drop what a killed one was writing."""
+        for half_written in self.unfinished.glob("*." + "?" * 32):
+            half_written.unlink(missing_ok=True)
         self.write_json(self.unfinished / _JOB, job.to_dict())
 
     def todo(self, job: Job) -> list[int]:

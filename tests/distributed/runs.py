@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.distributed.workers import LORA, join_group, steps
+from tests.distributed.workers import LORA, join_group
 from tests.tiny import tiny_ullme
 from tests.unit.training import FULL, pairs, trainer, weights
 from ullme.models import ULLME
@@ -20,12 +20,16 @@ from ullme.trainer import EmbeddingTrainer
 BATCH = 10
 RUN = {"max_steps": 4, "chunk_tokens": 120, "learning_rate": 1e-3, "eval_strategy": "steps", "eval_steps": 2}
 
-#: Settings of the model, objectives and further arguments of each run that is not sharded, and of the same sharded.
+#: Settings of the model, objectives and further arguments of each run.
 RUNS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "lora": (LORA, "grl", {}),
     "full, recomputed": (FULL, "grl_cpo", {"activation_checkpointing": True}),
     "bf16": (LORA, "grl", {"bf16": True}),
 }
+
+
+#: Whether the trainer is told to shard.
+SHARDED = {"DDP": False, "FSDP2": True}
 
 
 @dataclass
@@ -40,33 +44,31 @@ class Run:
     wrapped: set[str] = field(default_factory=set)
 
 
-def save_weights(folder: Path) -> None:
-    for name, (settings, *_) in RUNS.items():
-        torch.save(tiny_ullme(folder, "llama", **settings).state_dict(), folder / f"run-{name}.pt")
+def save_weights(folder: Path, name: str) -> None:
+    torch.save(tiny_ullme(folder, "llama", **RUNS[name][0]).state_dict(), folder / "weights.pt")
 
 
 def model_of(folder: Path, name: str) -> ULLME:
     model = tiny_ullme(folder, "llama", **RUNS[name][0])
-    model.load_state_dict(torch.load(folder / f"run-{name}.pt", weights_only=True))
+    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
     return model
 
 
 def trainer_of(folder: Path, name: str, world: int, **options: Any) -> EmbeddingTrainer:
     _, objectives, own = RUNS[name]
     options = {**RUN, **own, "per_device_eval_batch_size": 4, **options}
-    size = BATCH // world if world <= 2 else 3  # three processes or more: batches of another size
     return trainer(
         folder / f"{name}-{world}",
         model_of(folder, name),
         objectives,
         eval_dataset=pairs(13),
-        per_device_train_batch_size=size,
+        per_device_train_batch_size=BATCH // world,
         **options,
     )
 
 
-def run_of(trained: EmbeddingTrainer) -> Run:
-    """Train, and watch."""
+def run_of(trained: EmbeddingTrainer, checkpoint: str | None = None) -> Run:
+    """Train, from a checkpoint if there is one, and watch."""
     run, step = Run(), trained.training_step
 
     def watching(model: Any, batch: Any, count: Any = None) -> Tensor:
@@ -76,7 +78,7 @@ def run_of(trained: EmbeddingTrainer) -> Run:
         return step(model, batch, count)
 
     trained.training_step = watching
-    trained.train()
+    trained.train(checkpoint)
     logs = trained.state.log_history
     run.losses = [entry["loss"] for entry in logs if "loss" in entry]
     run.evaluated = [entry["eval_loss"] for entry in logs if "eval_loss" in entry]
@@ -84,20 +86,15 @@ def run_of(trained: EmbeddingTrainer) -> Run:
     return run
 
 
-def runs(rank: int, world: int, folder: Path) -> None:
-    """Every run, as it is and sharded; each rank writes what it found."""
-    for name in RUNS:
-        for sharded in (False, True):
-            kind = folder / ("sharded" if sharded else "ddp")
-            trained = trainer_of(folder, name, world, output_dir=str(kind / name), fsdp=sharded or None)
-            torch.save(run_of(trained), folder / f"{name}-{sharded}-{rank}.pt")
-
-
-def steps_and_runs(rank: int, world: int, port: int, folder: Path) -> None:
-    """All that one spawn does."""
+def runs(name: str, rank: int, world: int, port: int, folder: Path) -> None:
+    """A run as it is, sharded, and sharded from a checkpoint on; each rank writes what it found."""
     join_group(rank, world, port)
-    steps(rank, world, folder)
-    if world == 2:
-        runs(rank, world, folder)
+    found = {}
+    for kind, sharded in SHARDED.items():
+        options = {"output_dir": str(folder / kind), "fsdp": sharded or None, "save_strategy": "steps", "save_steps": 2}
+        found[kind] = run_of(trainer_of(folder, name, world, **options))
+    again = run_of(trainer_of(folder, name, world, **options), str(folder / kind / "checkpoint-2"))
+    found[f"{kind} from its checkpoint"] = again
+    torch.save(found, folder / f"run-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

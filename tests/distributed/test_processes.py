@@ -2,62 +2,45 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from tests.distributed.runs import BATCH, RUNS, run_of, save_weights, steps_and_runs, trainer_of
-from tests.distributed.workers import VARIANTS, WRAPPERS, one_process, save_models, spawned
+from tests.distributed.workers import VARIANTS, WRAPPERS, one_process, save_models, spawned, steps
 from tests.parity.oracle import relative_error
 from ullme.objectives import PRESETS
 
-STEPS = [(v, c, p) for v, (_, presets, cases) in VARIANTS.items() for c in cases for p in presets]
-WORLDS = [2, pytest.param(4, marks=pytest.mark.slow)]
+QUICK = ("lora", "lora, recomputed", "lora, padded", "full")
+MORE = tuple(name for name in VARIANTS if name not in QUICK)
+SPAWNS = [
+    pytest.param((2, QUICK), id="2 processes"),
+    pytest.param((2, MORE), id="2 processes, more variants", marks=pytest.mark.slow),
+    pytest.param((4, tuple(VARIANTS)), id="4 processes", marks=pytest.mark.slow),
+]
 
 
-SHARDED = {"DDP": False, "FSDP2": True}
+@pytest.fixture(scope="module", params=SPAWNS)
+def results(request, tmp_path_factory):
+    """One spawn for all steps: what each rank found under each wrapper, and what one process finds."""
+    world, names = request.param
+    folder = tmp_path_factory.mktemp("steps")
+    save_models(folder, names)
+    spawned(partial(steps, names), world, folder)
+    found = [torch.load(folder / f"steps-{rank}.pt", weights_only=False) for rank in range(world)]
+    return {wrapper: [rank[wrapper] for rank in found] for wrapper in WRAPPERS}, one_process(folder, names, world)
 
 
-@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"{world} processes")
-def folder_of(request, tmp_path_factory):
-    """One spawn of so many processes for everything, into a folder."""
-    folder = tmp_path_factory.mktemp("processes")
-    save_models(folder)
-    save_weights(folder)
-    spawned(steps_and_runs, request.param, folder)
-    return folder, request.param
-
-
-@pytest.fixture(scope="module")
-def results(folder_of):
-    """The steps that each rank took under each wrapper, and those of one process."""
-    folder, world = folder_of
-    found = {w: [torch.load(folder / f"{w}-{r}.pt", weights_only=False) for r in range(world)] for w in WRAPPERS}
-    return found, one_process(folder, world)
-
-
-@pytest.fixture(scope="module")
-def whole_runs(folder_of):
-    """The runs of two processes, and of one."""
-    folder, world = folder_of
-    if world != 2:
-        pytest.skip("whole runs take two processes")
-    found = {
-        (name, kind): [torch.load(folder / f"{name}-{sharded}-{r}.pt", weights_only=False) for r in range(2)]
-        for name in RUNS
-        for kind, sharded in SHARDED.items()
-    }
-    return found, {name: run_of(trainer_of(folder, name, 1)) for name in RUNS}
-
-
-@pytest.mark.parametrize(("variant", "case", "preset"), STEPS)
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_gradient_and_loss_equal_one_process(results, wrapper, variant, case, preset):
+def test_gradient_and_loss_equal_one_process(results, wrapper, preset):
+    """For every way to train the preset and every uneven share of its batch."""
     ranks, single = results
-    right = single[variant, case, preset]
-    for rank in ranks[wrapper]:
-        found = rank[variant, case, preset]
-        assert relative_error(found.gradients, right.gradients) < 1e-9
-        assert found.total == pytest.approx(right.total, rel=1e-12)
+    for key, right in single.items():
+        if key[2] == preset:
+            for rank in ranks[wrapper]:
+                assert relative_error(rank[key].gradients, right.gradients) < 1e-9, key
+                assert rank[key].total == pytest.approx(right.total, rel=1e-12), key
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -81,33 +64,9 @@ def test_ranks_run_equally_many_chunks(results, wrapper):
     assert max(counts[0].values()) > 1
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_wrapper_is_what_was_asked_for(whole_runs, name):
-    found, _ = whole_runs
-    assert {run.wrapper for run in found[name, "DDP"]} == {"DistributedDataParallel"}
-    assert {run.wrapper for run in found[name, "FSDP2"]} == {"FSDPULLME"}
-    assert all("FSDPLlamaDecoderLayer" in run.wrapped for run in found[name, "FSDP2"])
-
-
-@pytest.mark.parametrize("kind", SHARDED)
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_equals_one_process(whole_runs, name, kind):
-    """Losses, evaluations during training and final weights; in bf16 it runs and is near."""
-    found, single = whole_runs
-    right, loose = single[name], name == "bf16"
-    for run in found[name, kind]:
-        assert run.losses == pytest.approx(right.losses, rel=0.1 if loose else 1e-4)
-        assert run.evaluated == pytest.approx(right.evaluated, rel=0.1 if loose else 1e-4)
-        assert run.weights.keys() == right.weights.keys()
-        assert loose or relative_error(run.weights, right.weights) < 1e-4
-
-
-@pytest.mark.parametrize("kind", SHARDED)
-@pytest.mark.parametrize("name", RUNS)
-def test_every_row_comes_once_an_epoch(whole_runs, name, kind):
-    """24 rows in three batches, of which the last is uneven."""
-    ranks = whole_runs[0][name, kind]
-    batches = [[row for rank in ranks for row in rank.rows[step]] for step in range(3)]
-    assert sorted(map(len, batches)) == [4, BATCH, BATCH]
-    seen = [row for batch in batches for row in batch]
-    assert len(seen) == len(set(seen)) == 24
+def test_sharded_processes_run_equally_many_passes(results):
+    """Which they would not by themselves: each pass gathers weights from all."""
+    ranks, single = results
+    counts = {kind: [{rank[key].passes for rank in found} for key in single] for kind, found in ranks.items()}
+    assert all(len(different) == 1 for different in counts["FSDPULLME"])
+    assert any(len(different) > 1 for different in counts["DistributedDataParallel"])

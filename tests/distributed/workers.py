@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from tests.unit.training import FULL
 from ullme.data import with_mismatched
 from ullme.gradcache import gradcache_step
 from ullme.models import ULLME
+from ullme.models.attention import text_decoder
 from ullme.objectives import PRESETS, named
 from ullme.trainer.lockstep import Lockstep
 from ullme.trainer.sharding import activate, configure, require_sharded
@@ -34,31 +37,49 @@ from ullme.types import Batch
 
 LORA = {"lora_name": "test", "lora_r": 4}
 
-#: Of each way to train: the settings of the model, and the presets and cases that are run.
-VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
-    "lora": ({**LORA}, tuple(PRESETS), tuple(CASES)),
-    "lora, recomputed": ({**LORA, "gradient_checkpointing": True}, ("grl", "mntp"), ("even in chunks",)),
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train: the model, the presets and cases that are run, and how accelerate is to shard."""
+
+    settings: dict[str, Any]
+    presets: tuple[str, ...]
+    cases: tuple[str, ...]
+    model_type: str = "llama"
+    changes: dict[str, Any] | None = None
+    fsdp_config: dict[str, Any] = field(default_factory=dict)
+
+
+_LONE = ("uneven in chunks, one rank idling", "a rank without queries")
+_EVEN = ("even in chunks",)
+_CHECKPOINTED = {"gradient_checkpointing": True}
+_NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+
+VARIANTS = {
+    "lora": Variant(LORA, tuple(PRESETS), ("uneven", *_LONE, "a rank without queries, one chunk")),
+    "lora, recomputed": Variant({**LORA, **_CHECKPOINTED}, ("grl_kto", "mntp"), _EVEN),
+    "lora, padded": Variant({**LORA, "packing": False}, ("grl", "grl_kto"), ("uneven", *_LONE[:1])),
+    "lora, kept whole after forward": Variant(LORA, ("grl",), _EVEN, fsdp_config={"reshard_after_forward": False}),
     # KTO's mismatched pairs are in no table of likelihoods, so it needs an adapter
-    "full": (
-        {**FULL},
-        ("contrastive", "grl", "grl_cpo"),
-        ("uneven in chunks, one rank idling", "a rank without queries"),
-    ),
-    "full, recomputed": ({**FULL, "gradient_checkpointing": True}, ("grl",), ("even in chunks",)),
+    "full": Variant(FULL, ("grl", "grl_cpo"), _LONE),
+    "full, recomputed": Variant({**FULL, **_CHECKPOINTED}, ("grl",), _EVEN),
+    "full, tied": Variant(FULL, ("contrastive", "grl"), _EVEN, "gpt2", _NO_DROPOUT),
+    "latent pooling": Variant({**LORA, "pooling": "latent"}, ("grl",), _EVEN, "qwen3"),
 }
 
 
 @dataclass
 class Found:
-    """What a step left: gradients by name, mean losses and their weighted sum, and its number of chunks."""
+    """What a step left: gradients by name, mean losses and their weighted sum, numbers of chunks and of passes."""
 
     gradients: dict[str, Tensor]
     losses: dict[str, float]
     total: float
     chunks: int
+    passes: int
 
 
-Found_of = dict[tuple[str, str, str], Found]  # by variant, case and preset
+Key = tuple[str, str, str]  # variant, case and preset
 
 
 def spawned(work: Callable[..., None], world: int, folder: Path) -> None:
@@ -77,16 +98,18 @@ def join_group(rank: int, world: int, port: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world)
 
 
-def save_models(folder: Path, tied: bool = True) -> None:
+def save_models(folder: Path, names: Sequence[str]) -> None:
     """Weights that all processes share: those that a new adapter starts from are random in each."""
-    for name, (settings, *_) in VARIANTS.items():
-        model = tiny_ullme(folder, "llama", {"tie_word_embeddings": tied}, **settings)
+    for name in names:
+        variant = VARIANTS[name]
+        model = tiny_ullme(folder, variant.model_type, variant.changes, **variant.settings)
         torch.save(model.state_dict(), folder / f"{name}.pt")
 
 
-def model_of(folder: Path, variant: str) -> ULLME:
-    model = tiny_ullme(folder, "llama", **VARIANTS[variant][0])
-    model.load_state_dict(torch.load(folder / f"{variant}.pt", weights_only=True))
+def model_of(folder: Path, name: str) -> ULLME:
+    """The model of a variant, in float64."""
+    model = tiny_ullme(folder, VARIANTS[name].model_type, **VARIANTS[name].settings)
+    model.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
     return in_float64(model).train()
 
 
@@ -94,6 +117,9 @@ def one_step(model: nn.Module, batch: Batch, preset: str, chunk_tokens: int | No
     """A step of a preset from no gradient; DTensors are put together, which every process must do."""
     objectives = PRESETS[preset]
     model.zero_grad()
+    passes: list[None] = []
+    decoder = text_decoder(getattr(model, "module", model).causal_lm)
+    counting = decoder.register_forward_hook(lambda *_: passes.append(None))
     result = gradcache_step(
         batch,
         forward=forward_of(model, objectives),
@@ -103,9 +129,10 @@ def one_step(model: nn.Module, batch: Batch, preset: str, chunk_tokens: int | No
         chunk_tokens=chunk_tokens,
         **options,
     )
+    counting.remove()
     assert all(loss_B.shape == (len(batch),) for loss_B in result.loss_B.values())
     losses = {name: float(value) for name, value in result.losses.items()}
-    return Found(whole_gradients(model), losses, float(result.total), result.chunks)
+    return Found(whole_gradients(model), losses, float(result.total), result.chunks, len(passes))
 
 
 def whole_gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -114,19 +141,18 @@ def whole_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def ddp(model: ULLME) -> Iterator[tuple[nn.Module, Accelerator]]:
+def ddp(model: ULLME, fsdp_config: dict[str, Any]) -> Iterator[tuple[nn.Module, Accelerator]]:
+    """The model in torch's wrapper."""
     TrainingArguments(use_cpu=True, report_to="none")  # a new beginning for accelerate
-    accelerator = Accelerator(cpu=True)
-    wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
-    yield wrapped, accelerator
+    yield nn.parallel.DistributedDataParallel(model, find_unused_parameters=True), Accelerator(cpu=True)
 
 
 @contextmanager
-def fsdp2(model: ULLME) -> Iterator[tuple[nn.Module, Accelerator]]:
+def fsdp2(model: ULLME, fsdp_config: dict[str, Any]) -> Iterator[tuple[nn.Module, Accelerator]]:
     """The model as the trainer has accelerate shard it."""
-    options = TrainingArguments(use_cpu=True, fsdp=True, report_to="none").fsdp_plugin_args
+    arguments = TrainingArguments(use_cpu=True, fsdp=True, fsdp_config=dict(fsdp_config), report_to="none")
     accelerator = Accelerator(cpu=True)
-    activate(accelerator, options)
+    activate(accelerator, arguments.fsdp_plugin_args)
     configure(accelerator.state.fsdp_plugin, model)
     with Lockstep(model).attached():
         wrapped, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
@@ -134,31 +160,37 @@ def fsdp2(model: ULLME) -> Iterator[tuple[nn.Module, Accelerator]]:
         yield wrapped, accelerator
 
 
+#: By the class of the wrapped model.
 WRAPPERS = {"DistributedDataParallel": ddp, "FSDPULLME": fsdp2}
 
 
-def steps(rank: int, world: int, folder: Path) -> None:
+def steps(names: Sequence[str], rank: int, world: int, port: int, folder: Path) -> None:
     """Every variant, case and preset under each wrapper; each rank writes what it found."""
-    for wrapper, wrap in WRAPPERS.items():
-        found: Found_of = {}
-        for variant, (_, presets, cases) in VARIANTS.items():
-            with wrap(model_of(folder, variant)) as (model, accelerator):
-                assert type(model).__name__ == wrapper
-                for case in cases:
-                    batch = with_mismatched(rank_batches(case, world, variant.startswith("full"))[rank])
-                    options = {"no_sync": lambda m=model: accelerator.no_sync(m), "gradient_scale": world}
-                    for preset in presets:
-                        found[variant, case, preset] = one_step(model, batch, preset, CASES[case][2], **options)
-        torch.save(found, folder / f"{wrapper}-{rank}.pt")
+    join_group(rank, world, port)
+    found: dict[str, dict[Key, Found]] = {wrapper: {} for wrapper in WRAPPERS}
+    for name in names:
+        variant, model = VARIANTS[name], model_of(folder, name)
+        for wrapper, wrap in WRAPPERS.items():
+            with wrap(copy.deepcopy(model), variant.fsdp_config) as (wrapped, accelerator):
+                assert type(wrapped).__name__ == wrapper
+                options = {"no_sync": partial(accelerator.no_sync, wrapped), "gradient_scale": world}
+                for case in variant.cases:
+                    batch = with_mismatched(rank_batches(case, world, reference=model.peft_model is None)[rank])
+                    for preset in variant.presets:
+                        step = one_step(wrapped, batch, preset, CASES[case][2], **options)
+                        found[wrapper][name, case, preset] = step
+    torch.save(found, folder / f"steps-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
-def one_process(folder: Path, world: int) -> Found_of:
+def one_process(folder: Path, names: Sequence[str], world: int) -> dict[Key, Found]:
     """The same on one process, the global batch at once."""
-    found: Found_of = {}
-    for variant, (_, presets, cases) in VARIANTS.items():
-        model = model_of(folder, variant)
-        for case in cases:
-            batch = with_mismatched(joined(rank_batches(case, world, model.peft_model is None)))
-            for preset in presets:
-                found[variant, case, preset] = one_step(model, batch, preset, None)
+    found: dict[Key, Found] = {}
+    for name in names:
+        variant, model = VARIANTS[name], model_of(folder, name)
+        for case in variant.cases:
+            batch = with_mismatched(joined(rank_batches(case, world, reference=model.peft_model is None)))
+            for preset in variant.presets:
+                found[name, case, preset] = one_step(model, batch, preset, None)
     return found

@@ -102,7 +102,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.require_shardable(model)
+        self.require_shardable(model, evaluator)
         model.config.use_cache = use_cache  # the Trainer switches it off, which would slow down generation for good
         self._loss_sums: dict[str, Tensor] = {}
         self._steps_summed = 0

@@ -12,17 +12,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils.constants import OPTIMIZER_NAME
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ullme.models import ULLME
 from ullme.trainer.checkpoints import CheckpointTrainer
 from ullme.trainer.lockstep import Lockstep
+from ullme.trainer.resume_disk import readable
 from ullme.trainer.resume_ranks import together
-from ullme.trainer.sharding import USE_FSDP, activate, configure, give_back, release, require_sharded, twin_of, whole
+from ullme.trainer.sharding import (
+    USE_FSDP,
+    activate,
+    configure,
+    give_back,
+    optimizer_state,
+    release,
+    require_sharded,
+    require_version,
+    set_optimizer_state,
+    twin_of,
+    whole,
+)
 
 
 class ShardingTrainer(CheckpointTrainer):
@@ -32,6 +43,7 @@ class ShardingTrainer(CheckpointTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """Accelerate as the Trainer makes it, which shards on CPUs too if it is to shard."""
+        require_version(self.args.fsdp_plugin_args)
         launched = os.environ.get(USE_FSDP)
         super().create_accelerator_and_postprocess()
         activate(self.accelerator, self.args.fsdp_plugin_args)
@@ -39,7 +51,7 @@ class ShardingTrainer(CheckpointTrainer):
             os.environ.pop(USE_FSDP, None)
         self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
-    def require_shardable(self, model: ULLME) -> None:
+    def require_shardable(self, model: ULLME, evaluator: object | None) -> None:
         """Configure FSDP2 for this model, if it is asked for.
 
         Raises:
@@ -51,6 +63,11 @@ class ShardingTrainer(CheckpointTrainer):
             raise ValueError(
                 "load_best_model_at_end: cannot put a checkpoint into sharded weights; set it to false, "
                 "trainer_state.json of the last checkpoint names the best one"
+            )
+        if evaluator is not None:
+            raise ValueError(
+                "evaluator: needs the whole model, which no process has under fsdp; evaluate the checkpoints instead "
+                "(ullme eval)"
             )
         configure(self.accelerator.state.fsdp_plugin, model)
 
@@ -105,15 +122,32 @@ class ShardingTrainer(CheckpointTrainer):
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        model, optimizer, scheduler = self.model, self.optimizer, self.lr_scheduler
-        assert model is not None and optimizer is not None and scheduler is not None
-        state = get_optimizer_state_dict(model, optimizer, options=options)
-        folder = Path(output_dir)
+        model, optimizer, scheduler = self._prepared()
+        state, folder = optimizer_state(model, optimizer), Path(output_dir)
 
         def write() -> None:
             if self.args.should_save:
-                torch.save(state, folder / f"{OPTIMIZER_NAME}.bin")  # where accelerate looks for it
+                torch.save(state, folder / OPTIMIZER_NAME)
                 torch.save(scheduler.state_dict(), folder / SCHEDULER_NAME)
 
         together(write)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Read optimizer and schedule, of a run that was sharded or not."""
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        model, optimizer, scheduler = self._prepared()
+
+        def read(place: Path) -> list[Any]:
+            names = (OPTIMIZER_NAME, SCHEDULER_NAME)
+            return [torch.load(place / name, map_location="cpu", weights_only=True) for name in names]
+
+        state, schedule = together(partial(readable, read, Path(checkpoint)))
+        set_optimizer_state(model, optimizer, state)
+        scheduler.load_state_dict(schedule)
+
+    def _prepared(self) -> tuple[nn.Module, Any, Any]:
+        model, optimizer, scheduler = self.model, self.optimizer, self.lr_scheduler
+        assert model is not None and optimizer is not None and scheduler is not None
+        return model, optimizer, scheduler

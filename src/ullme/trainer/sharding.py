@@ -13,9 +13,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor
@@ -43,16 +49,31 @@ def decoder_layers(model: ULLME) -> list[nn.Module]:
     return list(layers)
 
 
+def require_version(plugin_args: Mapping[str, Any] | None) -> None:
+    """Pass if these arguments of accelerate's plugin do not ask for FSDP1; ValueError otherwise."""
+    version = (plugin_args or {}).get("fsdp_version", 2)
+    if version != 2:
+        raise ValueError(_WRONG["version"].format(version))
+
+
 def activate(accelerator: Accelerator, plugin_args: Mapping[str, Any] | None) -> None:
     """Make accelerate shard on CPUs too where it is asked to: it drops the plugin there and would run DDP instead.
 
     Args:
         accelerator: as the Trainer made it.
         plugin_args: the plugin's arguments, None to go by the launcher's environment.
+
+    Raises:
+        ValueError: there is one process only, and nothing to shard over.
     """
     state: Any = accelerator.state
-    asked = plugin_args is not None or os.environ.get(USE_FSDP, "false").lower() == "true"
-    if asked and state.distributed_type == DistributedType.MULTI_CPU:
+    if plugin_args is None and os.environ.get(USE_FSDP, "false").lower() != "true":
+        return
+    if state.distributed_type == DistributedType.NO:
+        raise ValueError(
+            "fsdp: is on, and there is one process; start several (torchrun --nproc-per-node), or leave it"
+        )
+    if state.distributed_type == DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**(plugin_args or {}))
         # both, as accelerate itself sets them: every new AcceleratorState takes over what PartialState says
         state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
@@ -74,20 +95,30 @@ def configure(plugin: FullyShardedDataParallelPlugin, model: ULLME) -> None:
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
+#: What is wrong with a setting of the plugin, and the cure.
+_WRONG = {
+    "version": "fsdp_config.version: {} is deprecated and joins frozen and trained weights into one; set it to 2 "
+    "(fsdp_version: 2 for accelerate launch)",
+    "activation_checkpointing": "fsdp_config.activation_checkpointing: {} repeats a layer with other dropout than in "
+    "its first pass; set it to false, and activation_checkpointing of the training arguments to true",
+    "cpu_ram_efficient_loading": "fsdp_config.cpu_ram_efficient_loading: {} leaves most processes without weights, and "
+    "each probes the model's attention; set it to false",
+    "state_dict_type": "fsdp_config.state_dict_type: {} leaves no model in a checkpoint that other tools can load; set "
+    "it to FULL_STATE_DICT",
+}
+
+
 def _refuse(plugin: FullyShardedDataParallelPlugin, model: ULLME) -> None:
-    wrong = {
-        f"version: {plugin.fsdp_version} freezes no parameter of a shard by itself and cannot train adapters; set "
-        "version to 2 in fsdp_config (fsdp_version: 2 for accelerate launch)": plugin.fsdp_version != 2,
-        "activation_checkpointing: true repeats a layer with other dropout than its first pass; set it to false and "
-        "gradient_checkpointing (of the model: activation_checkpointing) to true": plugin.activation_checkpointing,
-        "cpu_ram_efficient_loading: true leaves most processes without weights, and every process probes the model's "
-        "attention; set it to false": plugin.cpu_ram_efficient_loading,
-        "state_dict_type: SHARDED_STATE_DICT makes checkpoints that only as many processes could read; set "
-        "state_dict_type to FULL_STATE_DICT": "FULL" not in str(plugin.state_dict_type),
+    kind = getattr(plugin.state_dict_type, "name", str(plugin.state_dict_type))
+    found = {
+        "version": (plugin.fsdp_version, plugin.fsdp_version == 2),
+        "activation_checkpointing": (True, not plugin.activation_checkpointing),
+        "cpu_ram_efficient_loading": (True, not plugin.cpu_ram_efficient_loading),
+        "state_dict_type": (kind, kind == "FULL_STATE_DICT"),
     }
-    for message, is_wrong in wrong.items():
-        if is_wrong:
-            raise ValueError(f"fsdp_config.{message}")
+    for name, (value, right) in found.items():
+        if not right:
+            raise ValueError(_WRONG[name].format(value))
     if getattr(model.causal_lm, "hf_device_map", None):
         raise ValueError("device_map: has placed the model's layers, and fsdp places shards of them; leave it out")
 
@@ -147,3 +178,40 @@ def give_back(sharded: nn.Module, model: nn.Module) -> None:
     for name, parameter in sharded.named_parameters():
         value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         own[name].data = value.detach().to(own[name].device)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The whole state of a sharded model's optimizer as a plain model's has it, empty but on the main process.
+
+    Every process must call it.
+    """
+    named = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not named:
+        return {}
+    groups = named["param_groups"]
+    numbers = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
+    return {
+        "state": {numbers[name]: value for name, value in named["state"].items()},
+        "param_groups": [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups],
+    }
+
+
+def set_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give a sharded model's optimizer the whole state of a plain model's; every process must call it with all of it.
+
+    Raises:
+        ValueError: the state is of another number of parameters.
+    """
+    of_parameter = {parameter: name for name, parameter in model.named_parameters()}
+    names = [of_parameter[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    groups = state["param_groups"]
+    if sum(len(group["params"]) for group in groups) != len(names):
+        raise ValueError(
+            f"optimizer.pt: holds {sum(len(group['params']) for group in groups)} parameters and this run trains "
+            f"{len(names)}; resume with the model and objectives that it was made with"
+        )
+    named: Any = {
+        "state": {names[i]: value for i, value in state["state"].items()},
+        "param_groups": [{**group, "params": [names[i] for i in group["params"]]} for group in groups],
+    }
+    set_optimizer_state_dict(model, optimizer, named, options=StateDictOptions(full_state_dict=True))

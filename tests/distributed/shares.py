@@ -14,6 +14,7 @@ from ullme.types import Batch, MaskedTexts, Texts
 CASES = {
     "uneven": ([3, 2], [4, 3], 100_000),
     "uneven in chunks, one rank idling": ([5, 1], [3, 3], 1),
+    "uneven in passes": ([9, 1], [4, 2], 100_000),  # where texts are padded: little padding to a pass
     "even in chunks": ([2, 2], [3, 4], 60),
     "a rank without queries": ([2, 0], [3, 3], 60),
     "a rank without queries, one chunk": ([2, 0], [3, 3], 100_000),

@@ -58,7 +58,7 @@ _NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 VARIANTS = {
     "lora": Variant(LORA, tuple(PRESETS), ("uneven", *_LONE, "a rank without queries, one chunk")),
     "lora, recomputed": Variant({**LORA, **_CHECKPOINTED}, ("grl_kto", "mntp"), _EVEN),
-    "lora, padded": Variant({**LORA, "packing": False}, ("grl", "grl_kto"), ("uneven", *_LONE[:1])),
+    "lora, padded": Variant({**LORA, "packing": False}, ("grl", "grl_kto", "mntp"), ("uneven in passes",)),
     "lora, kept whole after forward": Variant(LORA, ("grl",), _EVEN, fsdp_config={"reshard_after_forward": False}),
     # KTO's mismatched pairs are in no table of likelihoods, so it needs an adapter
     "full": Variant(FULL, ("grl", "grl_cpo"), _LONE),

@@ -11,7 +11,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -188,10 +188,10 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     named = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not named:
         return {}
-    groups = named["param_groups"]
+    groups: Any = named["param_groups"]
     numbers = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
     return {
-        "state": {numbers[name]: value for name, value in named["state"].items()},
+        "state": {numbers[name]: value for name, value in cast(dict, named["state"]).items()},
         "param_groups": [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups],
     }
 

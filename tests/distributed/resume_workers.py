@@ -15,24 +15,26 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from tests.distributed.workers import join_group
-from tests.unit.training import tiny_model, trainer, weights
+from tests.unit.training import FULL, tiny_model, trainer, weights
 from ullme.trainer import resume
 from ullme.trainer.signals import StopOnSignal
 
-OBJECTIVES = {"grl": "grl", "plain": [{"type": "dpo"}, {"type": "sft"}]}
+#: A coupled preset with an adapter and dropout, and a plain objective of which every weight trains.
+CASES = {"grl": {"objectives": "grl"}, "sft, all weights": {"objectives": [{"type": "sft"}], "settings": FULL}}
 
 #: 24 rows in global batches of 10: the last of an epoch's three is split 2 and 2. Logs cross checkpoints and epochs.
 OPTIONS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "chunk_tokens": 300}
 GLOBAL_ROWS = 10
 
+#: Without dropout, which is drawn anew over another number of processes.
+STILL = {"lora_dropout": 0.0}
 
-def run(
-    folder: Path, models: Path, objectives="grl", dropout: float = 0.1, resumed: str | bool | None = None, **options
-):
+
+def run(folder: Path, models: Path, objectives="grl", settings=None, resumed: str | bool | None = None, **options):
     """A run from its start or a checkpoint: losses, weights, and this process's rows of every step."""
     processes = dist.get_world_size() if dist.is_initialized() else 1
     options = {"per_device_train_batch_size": GLOBAL_ROWS // processes, "learning_rate": 1e-3, **OPTIONS, **options}
-    made = trainer(folder, tiny_model(models, lora_dropout=dropout), objectives, **options)
+    made = trainer(folder, tiny_model(models, **(settings or {})), objectives, **options)
     rows, step = [], made.training_step
     made.training_step = lambda model, batch, *rest: (rows.append(batch.row_ids), step(model, batch, *rest))[1]
     made.train(resume_from_checkpoint=resumed)
@@ -121,19 +123,37 @@ def stopped(folder: Path, models: Path) -> tuple[object, list[str]]:
     return "did not stop", []
 
 
+def resumed_runs(folder: Path, models: Path, *names: str, **options) -> dict[object, object]:
+    """Cases from their start, and from each checkpoint."""
+    found: dict[object, object] = {}
+    for name in names:
+        case = CASES[name]
+        found[name] = run(folder / name, models, **case, **options)
+        for step in (2, 4):
+            place = str(folder / name / "run" / f"checkpoint-{step}")
+            again = {**case, **options, "save_strategy": "no"}
+            found[name, step] = run(folder / f"{name} again", models, resumed=place, **again)
+    return found
+
+
+def slow_worker(rank: int, port: int, folder: Path) -> None:
+    """The other case, and all with the weights sharded over the processes."""
+    join_group(rank, 2, port)
+    found = {"DDP": resumed_runs(folder / "whole", folder / "models", "sft, all weights")}
+    found["FSDP2"] = resumed_runs(folder / "sharded", folder / "models", *CASES, fsdp=True)
+    torch.save(found, folder / f"found-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def worker(rank: int, port: int, folder: Path) -> None:
     """All of it in one of two processes; what came out goes into a file."""
     join_group(rank, 2, port)
     models = folder / "models"  # which the run on one process has written
-    found: dict[str, object] = {}
-    for name, objectives in OBJECTIVES.items():
-        found[name] = run(folder / name, models, objectives)
-        for step in (2, 4):
-            place = str(folder / name / "run" / f"checkpoint-{step}")
-            found[name, step] = run(folder / f"{name} again", models, objectives, resumed=place, save_strategy="no")
-    found["on two"] = run(folder / "two", models, dropout=0.0)
+    found: dict[object, object] = resumed_runs(folder, models, "grl")
+    found["on two"] = run(folder / "two", models, settings=STILL)
     found["one on two"] = run(
-        folder / "t", models, dropout=0.0, resumed=str(folder / "one" / "run" / "checkpoint-4"), save_strategy="no"
+        folder / "t", models, settings=STILL, resumed=str(folder / "one" / "run" / "checkpoint-4"), save_strategy="no"
     )
     found |= faults(folder, models)
     found["damaged"] = damaged(folder, models)

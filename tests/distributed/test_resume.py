@@ -8,38 +8,59 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tests.distributed.resume_workers import OBJECTIVES, run, worker
+from tests.distributed.resume_workers import CASES, STILL, run, slow_worker, worker
 from tests.parity.oracle import relative_error
+from tests.tiny import tiny_folder
+
+
+def spawned(work, folder) -> list[dict]:
+    """What each of two processes found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, args=(port, folder), nprocs=2)
+    return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each of two processes found, and their folder; one spawn for all."""
+    """What two processes found, what one did, and the folder; one spawn for all."""
     folder = tmp_path_factory.mktemp("resume")
-    one = run(folder / "one", folder / "models", dropout=0.0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(port, folder), nprocs=2)
-    return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(2)], one, folder
+    one = run(folder / "one", folder / "models", settings=STILL)
+    return spawned(worker, folder), one, folder
 
 
-@pytest.mark.parametrize("step", [2, 4])
-@pytest.mark.parametrize("objectives", OBJECTIVES)
-def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(results, objectives, step):
-    """With dropout: each process has its own random numbers back."""
-    for rank in results[0]:
-        losses, weights, rows = rank[objectives]
-        again = rank[objectives, step]
+def require_exact(ranks: list[dict], case: str, step: int) -> None:
+    for rank in ranks:
+        losses, weights, rows = rank[case]
+        again = rank[case, step]
         assert again[0] == pytest.approx(losses, rel=1e-6)
         assert again[2] == rows[step:]
         assert relative_error(again[1], weights) < 1e-6
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(results, step):
+    """With dropout: each process has its own random numbers back."""
+    require_exact(results[0], "grl", step)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_all_or_of_sharded_weights_is_the_uninterrupted_one(tmp_path):
+    tiny_folder(tmp_path / "models" / "llama")
+    ranks = spawned(slow_worker, tmp_path)
+    for wrapper, cases in {"DDP": ["sft, all weights"], "FSDP2": [*CASES]}.items():
+        for case in cases:
+            for step in (2, 4):
+                require_exact([rank[wrapper] for rank in ranks], case, step)
+
+
 def test_a_run_goes_on_over_another_number_of_processes(results):
     """One process's checkpoint on two, and theirs on one: same rows in every step, same losses and weights."""
     ranks, one, folder = results
-    two_on_one = run(folder / "o", folder / "models", dropout=0.0, resumed=str(folder / "two" / "run" / "checkpoint-4"))
+    two_on_one = run(
+        folder / "o", folder / "models", settings=STILL, resumed=str(folder / "two" / "run" / "checkpoint-4")
+    )
     assert two_on_one[2] == one[2][4:]
     on_two = [set(a) | set(b) for a, b in zip(*(rank["one on two"][2] for rank in ranks), strict=True)]
     assert on_two == [set(rows) for rows in one[2][4:]]

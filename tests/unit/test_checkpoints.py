@@ -142,7 +142,9 @@ def test_a_checkpoint_within_a_log_period_resumes_to_the_same_logs_and_weights(t
         assert output.training_loss == pytest.approx(sum(losses) / max(1, len(losses)), abs=1e-6)
 
 
-@pytest.mark.parametrize("adapter", [{}, FULL], ids=["adapter", "full"])
+@pytest.mark.parametrize(
+    "adapter", [pytest.param({}, id="adapter"), pytest.param(FULL, id="full", marks=pytest.mark.slow)]
+)
 def test_a_plain_objective_resumes_exactly_too(tmp_path, adapter):
     model = tiny_model(tmp_path, **adapter)
     table = computed_reference(model, tmp_path, pairs()) if adapter else None

@@ -12,6 +12,7 @@ same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -33,6 +34,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import ullme
 from ullme.trainer.resume import checkpoints, fault
 
 COMMAND = [sys.executable, "-c", "import sys; from ullme.cli import main; sys.exit(main())", "train"]
@@ -198,11 +200,20 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [entry for entry in history if "loss" in entry]
 
 
+def code_digest() -> str:
+    """A hash of ullme's code: runs of different code need not end alike."""
+    paths = sorted(Path(ullme.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+
+
 def kill_until(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill runs of all scenarios in turn until there were this many kills, and each of them is done."""
     kept = folder / "kills.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"kills": [], "runs": []}
+    new = {"code": code_digest(), "kills": [], "runs": []}
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else new
     for number, scenario in zip(count(), cycle(SCENARIOS)):
+        if found["code"] != code_digest():
+            raise SystemExit("ullme's code has changed since the first run; name a new output folder")
         if any(run["round"] == number for run in found["runs"]):
             continue
         if len(found["kills"]) >= kills:

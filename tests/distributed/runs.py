@@ -24,6 +24,11 @@ RUN = {"max_steps": 4, "chunk_tokens": 120, "learning_rate": 1e-3, "eval_strateg
 RUNS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "lora": (LORA, "grl", {}),
     "full, recomputed": (FULL, "grl_cpo", {"activation_checkpointing": True}),
+    "full, each chunk exchanged": (
+        FULL,
+        "grl_cpo",
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}},
+    ),
     "bf16": (LORA, "grl", {"bf16": True}),
 }
 

@@ -21,6 +21,7 @@ FREE_ON_RESUME = frozenset(
     for name in (
         "num_train_epochs max_steps chunk_tokens per_device_train_batch_size per_device_eval_batch_size "
         "gradient_checkpointing logging_steps save_steps save_total_limit eval_steps report_to run_name use_cpu "
+        "fsdp ddp_timeout rank_timeout "
         "dataloader_num_workers resume output_dir rank_agreement"
     ).split()
 )

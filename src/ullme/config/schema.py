@@ -158,6 +158,10 @@ class TrainerConfig(Section):
     report_to: str | list[str] = "tensorboard"
     run_name: str | None = None
     use_cpu: bool = False
+    fsdp: bool = False
+    fsdp_config: dict[str, Any] = Field(default_factory=dict)
+    ddp_timeout: PositiveInt = 1800
+    rank_timeout: NonNegativeFloat = 120.0
     dataloader_num_workers: NonNegativeInt = 0
     resume: bool = True
 

@@ -230,13 +230,14 @@ class EmbeddingTrainer(EvaluatingTrainer):
 
     @contextmanager
     def _without_sync(self, model: nn.Module) -> Iterator[None]:
-        """Ranks exchange no gradients, and DeepSpeed does not step: for all chunks but the last."""
-        self.accelerator.gradient_state._set_sync_gradients(False)
+        """For all chunks but the last: ranks exchange no gradients, unless told to, and DeepSpeed does not step."""
+        state = self.accelerator.gradient_state
+        state._set_sync_gradients(False)
         try:
-            with self.accelerator.no_sync(model):
+            with nullcontext() if state.plugin_kwargs.get("sync_each_batch") else self.accelerator.no_sync(model):
                 yield
         finally:
-            self.accelerator.gradient_state._set_sync_gradients(True)
+            state._set_sync_gradients(True)
 
     def _halved(self, bare: ULLME) -> HalfWeights | None:
         """Frozen weights as autocast casts them; None without autocast, or where weights are sharded."""

@@ -111,7 +111,7 @@ class _Tied(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors[count:]]
-        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+        return tuple(tensor.clone() for tensor in tensors[:count])  # small; of views FSDP warns
 
     @staticmethod
     @once_differentiable

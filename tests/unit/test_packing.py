@@ -155,11 +155,10 @@ def test_a_gpu_kernel_is_given_the_heads_the_starts_and_the_window(monkeypatch):
      ("bidirectional", 1, [1, 2, 3])],
 )  # fmt: skip
 def test_a_reach_counts_a_window_as_transformers_does(attention, window, seen):
-    reach, row, every = Reach.of(attention, window), range(2, 3), range(5)
+    reach, row, every = Reach.of(attention, window), range(2, 3), torch.arange(5)
     assert list(reach.keys(row, 5)) == seen
-    hidden_RM = reach.hidden_RM(row, every, torch.device("cpu"))
-    found = every if hidden_RM is None else [i for i in every if not hidden_RM[0, i]]
-    assert list(found) == seen
+    assert every[~reach.hidden(every - 2)].tolist() == seen
+    assert not reach.hides(row, reach.keys(row, 5)) and reach.hides(row, range(5)) == (len(seen) < 5)
 
 
 def test_packing_is_not_used_where_a_layer_does_not_say_where_texts_end():

@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from ullme.models.fused_lora import fuse
 from ullme.models.modes import eval_mode
 from ullme.models.settings import ModelSettings
 from ullme.models.tensors import read_safetensors, require_same_tensors
@@ -47,7 +48,7 @@ def add_adapter(causal_lm: PreTrainedModel, settings: ModelSettings) -> PeftMode
         base_model_name_or_path=causal_lm.name_or_path,
     )
     try:
-        return _without_copies(get_peft_model(causal_lm, config))
+        return _economical(get_peft_model(causal_lm, config))
     except ValueError as error:
         raise ValueError(f"lora_target_modules: {targets!r} does not fit this model ({error})") from error
 
@@ -62,16 +63,18 @@ class _UnlessAutocast:
         return not torch.is_autocast_enabled(self.device_type)
 
 
-def _without_copies(peft_model: PeftModel) -> PeftModel:
-    """The model, whose LoRA layers cast their input to the adapter's float32 only where autocast casts nothing back.
+def _economical(peft_model: PeftModel) -> PeftModel:
+    """The model, whose LoRA layers make fewer copies and passes.
 
-    Under autocast each layer would otherwise make a float32 copy of its input and keep, for backward, a half-precision
-    copy of that copy, beside the input itself that the base layer keeps.
+    They cast their input to the adapter's float32 only where autocast casts nothing back: under autocast each would
+    otherwise make a float32 copy of its input and keep, for backward, a half-precision copy of that copy, beside the
+    input itself that the base layer keeps. In training, base and low-rank output are one step (``fused_lora``).
     """
     for module in peft_model.modules():
         if isinstance(module, BaseTunerLayer):
             layer: Any = module
             layer.cast_input_dtype_enabled = _UnlessAutocast(next(layer.parameters()).device.type)
+            fuse(module)
     return peft_model
 
 
@@ -88,7 +91,7 @@ def load_adapter(causal_lm: PreTrainedModel, folder: Path) -> PeftModel:
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"adapter {str(folder)!r}: {ADAPTER_CONFIG} cannot be read ({error})") from error
     config.inference_mode = False
-    peft_model = _without_copies(get_peft_model(causal_lm, config))
+    peft_model = _economical(get_peft_model(causal_lm, config))
     load_adapter_weights(peft_model, folder)
     return peft_model
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ullme.models.text_attention import EachText, Reach
+from ullme.models.text_attention import Reach, attend_each_text
 from ullme.types import Attention
 
 #: What some architectures pass to their attention that changes its result and is not computed here.
@@ -80,7 +80,7 @@ def packed_attention(
     with torch.autocast(query.device.type, enabled=False):
         if dropout:
             return _dropped(query, key, value, lengths, scale, reach, dropout)[None], None
-        return EachText.apply(query[0], key[0], value[0], lengths, scale, reach, softcap)[None], None
+        return attend_each_text(query[0], key[0], value[0], lengths, scale, reach, softcap)[None], None
 
 
 #: Names in Transformers' registry: the attention, and whether windows are opened.
@@ -129,13 +129,13 @@ def _dropped(
     """Each text by scaled_dot_product_attention, whose random numbers a repeated forward draws again; (X, H, C)."""
     parts = []
     for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
-        every = range(q.shape[2])
-        hidden_RM = reach.hidden_RM(every, every, q.device)
+        place_T = torch.arange(q.shape[2], device=q.device)
+        seen_TT = ~reach.hidden(place_T - place_T[:, None])
         found = nn.functional.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=None if hidden_RM is None else ~hidden_RM,
+            attn_mask=seen_TT,
             dropout_p=dropout,
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],

@@ -5,11 +5,12 @@ computes them again. With its backward it takes a third to a half of the time of
 (benchmarks/LOG.md), and like it has products and softmax in float32 at least.
 
 Shapes, beside the legend of ``ullme.types``: ``H`` query heads, ``K`` key heads, ``G`` query heads per key head, ``R``
-queries and ``M`` keys of a block, ``C`` width of a head, of queries and keys; values may have another.
+queries and ``M`` keys of a block, ``Y`` = X * G queries by key head, ``C`` width of a head; values may have another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,25 +45,49 @@ class Reach:
         high = length if self.after is None else min(length, rows.stop + self.after)
         return range(low, high)
 
-    def hidden_RM(self, rows: range, keys: range, device: torch.device) -> Tensor | None:  # noqa: N802 - a shape
-        """True where a token does not see a key; None where each sees all of them."""
+    def hides(self, rows: range, keys: range) -> bool:
+        """Whether some of these tokens does not see some of these keys."""
         past = self.before is not None and keys.start < rows.stop - 1 - self.before
-        future = self.after is not None and keys.stop - 1 > rows.start + self.after
-        if not past and not future:
-            return None
-        offset_RM = torch.arange(keys.start, keys.stop, device=device) - torch.arange(
-            rows.start, rows.stop, device=device
-        ).unsqueeze(1)
-        hidden_RM = torch.zeros_like(offset_RM, dtype=torch.bool)
+        return past or (self.after is not None and keys.stop - 1 > rows.start + self.after)
+
+    def hidden(self, offset: Tensor) -> Tensor:
+        """True where a key at this offset from a token is not seen by it."""
+        hidden = torch.zeros_like(offset, dtype=torch.bool)
         if self.before is not None:
-            hidden_RM |= offset_RM < -self.before
+            hidden |= offset < -self.before
         if self.after is not None:
-            hidden_RM |= offset_RM > self.after
-        return hidden_RM
+            hidden |= offset > self.after
+        return hidden
 
 
-class EachText(torch.autograd.Function):
-    """One text after the other, a block of queries at a time: (H, X, C) to (X, H, C)."""
+def attend_each_text(
+    query_HXC: Tensor,
+    key_KXC: Tensor,
+    value_KXC: Tensor,
+    lengths: list[int],
+    scale: float,
+    reach: Reach,
+    softcap: float | None = None,
+) -> Tensor:
+    """What each token sees of its own text's values, (X, H, C of values).
+
+    Args:
+        query_HXC: queries of the texts end to end.
+        key_KXC: keys; each serves H / K query heads.
+        value_KXC: values.
+        lengths: tokens of each text.
+        scale: factor of the products.
+        reach: how far a token sees.
+        softcap: bound of the scaled products, by tanh.
+    """
+    return _EachText.apply(query_HXC, key_KXC, value_KXC, lengths, scale, reach, softcap)
+
+
+class _EachText(torch.autograd.Function):
+    """One text after the other, a block of queries at a time.
+
+    Query heads that share a key head are laid out next to each other, (K, X * G, C), so that one product serves them.
+    """
 
     @staticmethod
     def forward(
@@ -76,112 +101,98 @@ class EachText(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         ctx.save_for_backward(query_HXC, key_KXC, value_KXC)
-        ctx.lengths, ctx.block = lengths, partial(_Block, scale=scale, reach=reach, softcap=softcap)
-        output_XHC = value_KXC.new_empty(query_HXC.shape[1], query_HXC.shape[0], value_KXC.shape[-1])
-        for query, key, value, output in zip(
-            *_texts(lengths, query_HXC, key_KXC, value_KXC), output_XHC.split(lengths), strict=True
-        ):
-            for rows in _blocks(query.shape[1]):
-                block = ctx.block(query, key, rows)
-                found_KRC = torch.bmm(block.weight_KRM().to(value.dtype), value[:, block.keys.start : block.keys.stop])
-                output[rows.start : rows.stop].copy_(block.heads(found_KRC).transpose(0, 1))
-        return output_XHC
+        ctx.blocks = partial(_blocks, lengths, reach, query_HXC.shape[0] // key_KXC.shape[0])
+        ctx.weight = partial(_weight, scale=scale, softcap=softcap)
+        ctx.scale, ctx.softcap = scale, softcap
+        query_KYC, wide_KXC = _wide(_by_key_head(query_HXC, key_KXC.shape[0])), _wide(key_KXC)
+        output_KYC = value_KXC.new_empty(*query_KYC.shape[:2], value_KXC.shape[-1])
+        for block in ctx.blocks(query_HXC.device):
+            weight_KRM = ctx.weight(query_KYC[:, block.rows], wide_KXC[:, block.keys], block.hidden_RM)[0]
+            output_KYC[:, block.rows] = torch.bmm(weight_KRM.to(value_KXC.dtype), value_KXC[:, block.keys])
+        return _by_token(output_KYC, query_HXC.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_XHC: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        grads = tuple(torch.empty_like(x) for x in inputs)
-        for query, key, value, grad, d_query, d_key, d_value in zip(
-            *_texts(ctx.lengths, *inputs, grad_XHC.transpose(0, 1), *grads), strict=True
-        ):
-            blocks = [ctx.block(query, key, rows) for rows in _blocks(query.shape[1])]
-            sums = [torch.zeros_like(x, dtype=_at_least_float32(x)) for x in (key, value)] if len(blocks) > 1 else None
-            for block in blocks:
-                found = block.backward(value, grad)
-                d_query[:, block.rows.start : block.rows.stop] = found[0]
-                for total, part in zip(sums or (d_key, d_value), found[1:], strict=True):
-                    _put(total[:, block.keys.start : block.keys.stop], part, added=sums is not None)
-            if sums is not None:
-                d_key.copy_(sums[0])
-                d_value.copy_(sums[1])
-        return (*grads, None, None, None, None)
+        with torch.autocast(grad_XHC.device.type, enabled=False):  # backward may be called inside it
+            return (*_gradients(ctx, grad_XHC), None, None, None, None)
+
+
+def _gradients(ctx: Any, grad_XHC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values; the weights are computed again."""
+    query_HXC, key_KXC, value_KXC = ctx.saved_tensors
+    heads, dtype = key_KXC.shape[0], value_KXC.dtype
+    grad_KYC = _by_key_head(grad_XHC.transpose(0, 1), heads)
+    half_KYC = _by_key_head(query_HXC, heads)
+    query_KYC, wide_KXC = _wide(half_KYC), _wide(key_KXC)
+    d_query_KYC = torch.empty_like(half_KYC)
+    d_key_KXC, d_value_KXC = (torch.zeros_like(_wide(x)) for x in (key_KXC, value_KXC))
+    for block in ctx.blocks(query_HXC.device):
+        rows, keys = block.rows, block.keys
+        weight_KRM, product_KRM = ctx.weight(query_KYC[:, rows], wide_KXC[:, keys], block.hidden_RM)
+        d_value_KXC[:, keys] += torch.bmm(weight_KRM.to(dtype).mT, grad_KYC[:, rows])
+        d_weight_KRM = _wide(torch.bmm(grad_KYC[:, rows], value_KXC[:, keys].mT))
+        d_product_KRM = torch._softmax_backward_data(d_weight_KRM, weight_KRM, -1, weight_KRM.dtype)
+        if ctx.softcap is not None:
+            d_product_KRM = d_product_KRM * (1 - (product_KRM / ctx.softcap).square())
+        d_product_KRM = d_product_KRM.to(dtype)
+        d_query_KYC[:, rows] = _scaled_bmm(d_product_KRM, key_KXC[:, keys], ctx.scale)
+        d_key_KXC[:, keys] += _scaled_bmm(d_product_KRM.mT, half_KYC[:, rows], ctx.scale)
+    d_query_HXC = _by_token(d_query_KYC, query_HXC.shape[1]).transpose(0, 1)
+    return d_query_HXC, d_key_KXC.to(dtype), d_value_KXC.to(dtype)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some queries of a text against the keys that they see; ``query`` is (H, T, C), ``key`` is (K, T, C)."""
+    """Some queries of one text, and the keys that they see: places among all texts' grouped queries, and their keys."""
 
-    query: Tensor
-    key: Tensor
-    rows: range
-    scale: float
-    reach: Reach
-    softcap: float | None
-
-    @property
-    def keys(self) -> range:
-        """The keys that some of the queries see."""
-        return self.reach.keys(self.rows, self.key.shape[1])
-
-    @property
-    def seen_KMC(self) -> Tensor:  # noqa: N802 - the suffix is the shape
-        """These keys."""
-        return self.key[:, self.keys.start : self.keys.stop]
-
-    def grouped(self, x_HTC: Tensor) -> Tensor:
-        """This block's rows of all query heads, those of one key head below each other, (K, G * R, C)."""
-        rows_HRC = x_HTC[:, self.rows.start : self.rows.stop]
-        return rows_HRC.reshape(self.key.shape[0], -1, x_HTC.shape[-1])
-
-    def heads(self, x_KRC: Tensor) -> Tensor:
-        """The opposite of ``grouped``: (H, R, C)."""
-        return x_KRC.reshape(self.query.shape[0], len(self.rows), -1)
-
-    def product_KRM(self) -> Tensor:  # noqa: N802 - the suffix is the shape
-        """Scaled products, soft-capped where the model does so; float32 at least, like the softmax that they enter."""
-        query_KRC, key_KMC = (x.to(_at_least_float32(x)) for x in (self.grouped(self.query), self.seen_KMC))
-        product_KRM = _scaled_bmm(query_KRC, key_KMC.mT, self.scale)
-        return product_KRM if self.softcap is None else torch.tanh(product_KRM / self.softcap) * self.softcap
-
-    def weight_KRM(self, product_KRM: Tensor | None = None) -> Tensor:  # noqa: N802 - the suffix is the shape
-        """Attention weights."""
-        product_KRM = self.product_KRM() if product_KRM is None else product_KRM
-        hidden_RM = self.reach.hidden_RM(self.rows, self.keys, self.key.device)
-        if hidden_RM is not None:
-            by_head = product_KRM.view(self.query.shape[0], *hidden_RM.shape)
-            fill = torch.Tensor.masked_fill_ if self.softcap is None else torch.Tensor.masked_fill  # backward reads it
-            product_KRM = fill(by_head, hidden_RM, float("-inf")).view(product_KRM.shape)
-        return torch.softmax(product_KRM, dim=-1)
-
-    def backward(self, value: Tensor, grad_HTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the block's queries (H, R, C), and of the keys and values that they see, (K, M, C)."""
-        product_KRM = self.product_KRM()
-        weight_KRM = self.weight_KRM(product_KRM)
-        grad_KRC = self.grouped(grad_HTC)
-        d_value_KMC = torch.bmm(weight_KRM.to(value.dtype).mT, grad_KRC)
-        d_weight_KRM = torch.bmm(grad_KRC, value[:, self.keys.start : self.keys.stop].mT)
-        d_product_KRM = torch._softmax_backward_data(
-            d_weight_KRM.to(weight_KRM.dtype), weight_KRM, -1, weight_KRM.dtype
-        )
-        if self.softcap is not None:
-            d_product_KRM = d_product_KRM * (1 - (product_KRM / self.softcap).square())
-        d_product_KRM = d_product_KRM.to(value.dtype)
-        d_query_KRC = _scaled_bmm(d_product_KRM, self.seen_KMC, self.scale)
-        return (
-            self.heads(d_query_KRC),
-            _scaled_bmm(d_product_KRM.mT, self.grouped(self.query), self.scale),
-            d_value_KMC,
-        )
+    rows: slice
+    keys: slice
+    hidden_RM: Tensor | None
 
 
-def _texts(lengths: list[int], *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Tensors (heads, X, C) cut into their texts."""
-    return [x.split(lengths, dim=1) for x in tensors]
+def _blocks(lengths: list[int], reach: Reach, group: int, device: torch.device) -> Iterator[_Block]:
+    """Every text's queries, ``ROWS`` at a time."""
+    longest = max(lengths)
+    rows, width = min(ROWS, longest), 2 * longest
+    offset_RM = torch.arange(width, device=device) - torch.arange(rows, device=device)[:, None] - longest
+    hidden_RM = reach.hidden(offset_RM).repeat_interleave(group, 0)  # of keys from ``longest`` before the first query
+    start = 0
+    for length in lengths:
+        for first in range(0, length, ROWS):
+            of_text = range(first, min(first + ROWS, length))
+            keys = reach.keys(of_text, length)
+            left = longest + keys.start - first
+            hides = reach.hides(of_text, keys)
+            yield _Block(
+                slice((start + first) * group, (start + of_text.stop) * group),
+                slice(start + keys.start, start + keys.stop),
+                hidden_RM[: len(of_text) * group, left : left + len(keys)] if hides else None,
+            )
+        start += length
 
 
-def _blocks(length: int) -> list[range]:
-    return [range(start, min(start + ROWS, length)) for start in range(0, length, ROWS)]
+def _weight(
+    query_KRC: Tensor, key_KMC: Tensor, hidden_RM: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention weights of a block, and the products that they come from."""
+    product_KRM = _scaled_bmm(query_KRC, key_KMC.mT, scale)
+    if softcap is not None:
+        product_KRM = torch.tanh(product_KRM / softcap) * softcap
+    if hidden_RM is None:
+        return torch.softmax(product_KRM, dim=-1), product_KRM
+    fill = torch.Tensor.masked_fill_ if softcap is None else torch.Tensor.masked_fill  # a cap's backward reads them
+    return torch.softmax(fill(product_KRM, hidden_RM, float("-inf")), dim=-1), product_KRM
+
+
+def _by_key_head(x_HXC: Tensor, key_heads: int) -> Tensor:
+    """(H, X, C) to (K, X * G, C)."""
+    return x_HXC.unflatten(0, (key_heads, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _by_token(x_KYC: Tensor, tokens: int) -> Tensor:
+    """(K, X * G, C) to (X, H, C)."""
+    return x_KYC.unflatten(1, (tokens, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -189,12 +200,5 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(unused, a, b, beta=0, alpha=scale)
 
 
-def _put(total: Tensor, part: Tensor, added: bool) -> None:
-    if added:
-        total.add_(part)
-    else:
-        total.copy_(part)
-
-
-def _at_least_float32(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

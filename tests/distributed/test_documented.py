@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -101,17 +102,18 @@ def run_folder(tmp_path):
     return tmp_path
 
 
-def executed(folder: Path, command: list[str], **environment: str) -> None:
+def executed(folder: Path, command: list[str], code: int | None, **environment: str) -> None:
+    """Run it; ``code`` is what it must end with, None for anything but 0."""
     path = f"{folder / 'bin'}:{BIN}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == code if code is not None else done.returncode, done.stderr[-2000:]
 
 
-def same_as_one_process(folder: Path, monkeypatch) -> None:
+def same_as_one_process(folder: Path, monkeypatch, overrides: Sequence[str] = ()) -> None:
     monkeypatch.chdir(folder)
     own = ["trainer.output_dir=runs/one", "trainer.per_device_train_batch_size=4"]
-    assert main(["train", "run.yaml", *own]) == 0
+    assert main(["train", "run.yaml", *own, *overrides]) == 0
     found, right = (load_file(f"runs/{n}/model/adapter_model.safetensors") for n in ("documented", "one"))
     assert found.keys() == right.keys()
     for name, value in right.items():
@@ -121,18 +123,34 @@ def same_as_one_process(folder: Path, monkeypatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", LOCAL)
 def test_a_command_on_one_machine_trains_what_one_process_trains(run_folder, command, monkeypatch):
-    executed(run_folder, shlex.split(command))
+    executed(run_folder, shlex.split(command), 0)
     same_as_one_process(run_folder, monkeypatch)
+
+
+#: Stand-ins for a step of the job, here; one that is told that time is up as soon as there is a checkpoint.
+STEP = 'exec "$@"'
+STEP_OUT_OF_TIME = """
+"$@" & run=$!
+trap 'kill -TERM "$run"; wait "$run"; exit' TERM
+until compgen -G "runs/documented/checkpoint-*" > /dev/null; do read -t 0.1 < <(:) || true; done
+kill -TERM "$PPID"
+while kill -0 "$run" 2> /dev/null; do wait "$run"; done
+"""
+CONTROL = 'case "$1" in show) echo 127.0.0.1 ;; *) echo "$@" >> asked.txt ;; esac'
 
 
 @pytest.mark.slow
-def test_the_script_trains_what_one_process_trains(run_folder, monkeypatch):
-    """With stand-ins that run a step of the job here, and know one host."""
-    (run_folder / "bin").mkdir()
-    for name, text in {"srun": 'exec "$@"', "scontrol": "echo 127.0.0.1"}.items():
-        (run_folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
-        (run_folder / "bin" / name).chmod(0o755)
+def test_the_script_goes_on_after_its_time_was_up_and_ends_as_one_process(run_folder, monkeypatch):
     (run_folder / "run.sh").write_text(SCRIPT)
+    (run_folder / "bin").mkdir()
     slurm = {"JOB_ID": "7", "JOB_NODELIST": "here", "NNODES": "1", "GPUS_ON_NODE": "2"}
-    executed(run_folder, ["bash", "run.sh"], **{f"SLURM_{name}": value for name, value in slurm.items()})
-    same_as_one_process(run_folder, monkeypatch)
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()}
+    steps = ["trainer.max_steps=40", "trainer.save_steps=4"]
+    for step, code in ((STEP_OUT_OF_TIME, None), (STEP, 0)):
+        for name, text in {"srun": step, "scontrol": CONTROL}.items():
+            (run_folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+            (run_folder / "bin" / name).chmod(0o755)
+        executed(run_folder, ["bash", "run.sh", *steps], code, **environment)
+        assert (run_folder / "runs/documented/model").exists() == (code == 0)
+    assert (run_folder / "asked.txt").read_text() == "requeue 7\n"
+    same_as_one_process(run_folder, monkeypatch, steps)

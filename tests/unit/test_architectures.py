@@ -48,13 +48,13 @@ needs_same_libraries = pytest.mark.skipif(
 def test_every_entry_of_the_mapping_is_classified() -> None:
     found = rows()
     assert set(found) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    assert {row[7] for row in found.values()} <= set(STATUSES)
+    assert {row[8] for row in found.values()} <= set(STATUSES)
     assert all(row[1] == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] for name, row in found.items())
-    assert all(row[8] != "-" for row in found.values() if row[7] != "passes"), "a refusal gives its reason"
+    assert all(row[9] != "-" for row in found.values() if row[8] != "passes"), "a refusal gives its reason"
 
 
 def test_at_least_ninety_architectures_pass() -> None:
-    assert sum(row[7] == "passes" for row in rows().values()) >= 90
+    assert sum(row[8] == "passes" for row in rows().values()) >= 90
 
 
 @needs_same_libraries

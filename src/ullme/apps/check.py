@@ -21,10 +21,11 @@ from ullme.apps.check_gradient import gradient_failure
 from ullme.apps.check_report import Finding, markdown, model_table, summary_table
 from ullme.apps.check_tiny import tiny_config, tiny_model
 from ullme.models.attention import AttentionSwitch
-from ullme.models.masks import windowed
 from ullme.models.choosing import probed_switch, refuse_by_kind
 from ullme.models.layer_probe import smallest_effect
 from ullme.models.loading import load_causal_lm, load_config, resolve
+from ullme.models.masks import windowed
+from ullme.models.packing_probe import packing_failure
 from ullme.models.probe import TOLERANCE, distinct_ids, probe_or_failure, relative_error
 from ullme.models.settings import ModelSettings
 from ullme.models.specs import REFUSED_TYPES, layer_kinds, refusal
@@ -153,8 +154,9 @@ def _examine(
         switch = probed_switch(causal_lm, tolerance=tolerance)
     except ValueError as error:
         return replace(finding, status="fails", reason=_line(error))
-    finding = replace(finding, mechanism=switch.mechanism, head=switch.head_reproduced, status="passes")
     opened = replace(switch, window="full")
+    packed = switch.packs and packing_failure(causal_lm, opened, tolerance) is None
+    finding = replace(finding, mechanism=switch.mechanism, head=switch.head_reproduced, packed=packed, status="passes")
     if windowed(causal_lm.config):
         result = probe_or_failure(causal_lm, opened, tolerance)
         if not result.passed:
@@ -213,6 +215,7 @@ def _joined(finding: Finding, found: dict[str, Finding], states: dict[str, torch
         implementations={name: f.status for name, f in found.items()},
         head=bool(passed) and all(f.head for f in passed),
         recomputes=bool(passed) and all(f.recomputes for f in passed),
+        packed=bool(passed) and all(f.packed for f in passed),
         reason=reason,
     )
 

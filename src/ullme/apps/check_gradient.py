@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ullme.models.attention import AttentionSwitch, text_decoder
 from ullme.models.probe import distinct_ids
-from ullme.types import Attention
+from ullme.types import Attention, Texts
 
 LENGTH = 10
 PADDING = 3
@@ -22,7 +22,8 @@ def gradient_failure(causal_lm: PreTrainedModel, switch: AttentionSwitch, tolera
     """What is wrong with the gradients of a step that uses both attentions, and whether activations are recomputed.
 
     The reference is each attention's gradient computed alone, nothing recomputed. Compared with it: both calls
-    pending in one backward, without and with activation checkpointing. One text is padded on the left.
+    pending in one backward, without and with activation checkpointing, padded, and packed where the switch packs. One
+    text is padded on the left.
 
     Returns:
         A sentence, empty when all agree; and False where the class offers no checkpointing, or ignores it.
@@ -35,14 +36,17 @@ def gradient_failure(causal_lm: PreTrainedModel, switch: AttentionSwitch, tolera
         plain_calls, gradient = step.counted("bidirectional", "causal")
         if _error(gradient, reference) > tolerance:
             return "gradients change when both attentions share a step", False
+        if switch.packs and _error(step.gradient("bidirectional", "causal", packed=True), reference) > tolerance:
+            return "gradients change when texts are packed", False
         if not causal_lm.supports_gradient_checkpointing:
             return "", False
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:
             calls, gradient = step.counted("bidirectional", "causal")
+            packed = step.gradient("bidirectional", "causal", packed=True) if switch.packs else gradient
         finally:
             causal_lm.gradient_checkpointing_disable()
-        if _error(gradient, reference) > tolerance:
+        if max(_error(gradient, reference), _error(packed, reference)) > tolerance:
             return "gradients change under activation checkpointing", True
         return "", calls > plain_calls
 
@@ -61,16 +65,25 @@ class _Step:
             parameters = [p for p in causal_lm.get_input_embeddings().parameters() if p.is_floating_point()]
         self.parameters = parameters
 
-    def gradient(self, *attentions: Attention) -> list[Tensor]:
+    def gradient(self, *attentions: Attention, packed: bool = False) -> list[Tensor]:
         """Gradient of the summed states of these attentions, computed in one backward."""
         total = torch.zeros((), device=self.ids_NT.device, dtype=torch.float64)
         for attention in attentions:
             torch.manual_seed(len(attention))  # the same dropout in every computation of this attention
-            hidden_NTD = self.switch.hidden(self.causal_lm, self.ids_NT, self.mask_NT, attention)
-            direction_D = torch.linspace(-1, 1 + len(attention), hidden_NTD.shape[-1], device=hidden_NTD.device).cos()
-            total = total + ((hidden_NTD * direction_D).tanh() * self.mask_NT[..., None]).sum(dtype=torch.float64)
+            hidden_XD = self._states(attention, packed)
+            direction_D = torch.linspace(-1, 1 + len(attention), hidden_XD.shape[-1], device=hidden_XD.device).cos()
+            total = total + (hidden_XD * direction_D).tanh().sum(dtype=torch.float64)
         found = torch.autograd.grad(total, self.parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
+
+    def _states(self, attention: Attention, packed: bool) -> Tensor:
+        """The states of both texts' tokens, (X, D)."""
+        real_NT = self.mask_NT.bool()
+        if not packed:
+            return self.switch.hidden(self.causal_lm, self.ids_NT, self.mask_NT, attention)[real_NT]
+        lengths_N = real_NT.sum(1)
+        texts = Texts(self.ids_NT[real_NT], lengths_N, torch.zeros_like(lengths_N))
+        return self.switch.packed(self.causal_lm, texts, attention)
 
     def counted(self, *attentions: Attention) -> tuple[int, list[Tensor]]:
         """The gradient, and how often the innermost modules ran for it."""

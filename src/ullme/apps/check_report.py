@@ -33,6 +33,7 @@ class Finding:
         implementations: attention implementation -> its own status.
         head: whether the LM head's logits follow from last hidden states.
         recomputes: whether activation checkpointing recomputes layers (it is ignored by some classes).
+        packed: whether texts are computed end to end, without padding.
         reason: why it is refused or fails.
     """
 
@@ -44,6 +45,7 @@ class Finding:
     implementations: Mapping[str, str] = field(default_factory=dict)
     head: bool = False
     recomputes: bool = False
+    packed: bool = False
     reason: str = ""
 
 
@@ -63,8 +65,8 @@ def markdown(findings: Sequence[Finding]) -> str:
         "",
         *_LEGEND,
         "",
-        "| architecture | class | mechanism | eager | sdpa | logits | recompute | result | reason |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| architecture | class | mechanism | eager | sdpa | logits | recompute | packed | result | reason |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(markdown_row(f) for f in sorted(findings, key=lambda f: f.model_type)),
     ]
     return "\n".join(lines) + "\n"
@@ -86,6 +88,8 @@ _LEGEND = (
     "  works with `argument` and `config` only, and is not covered by this page.",
     "- logits: whether the LM head's logits follow from last hidden states (`ullme.models.specs.logits_head`).",
     "- recompute: whether the class recomputes layers when checkpointing is on; no: it offers none, or ignores it.",
+    "- packed: whether texts are computed end to end, without padding: states and gradients, recomputed ones too, are",
+    "  those of padded texts under both attentions, windows kept and opened. no: such a model runs padded.",
 )
 
 
@@ -99,6 +103,7 @@ def markdown_row(finding: Finding) -> str:
         *({"not supported": "-"}.get(s, s) for s in (finding.implementations.get(i, "-") for i in ("eager", "sdpa"))),
         _yes(finding.head) if tried else "-",
         _yes(finding.recomputes) if tried else "-",
+        _yes(finding.packed) if tried else "-",
         finding.status,
         finding.reason.replace("|", "\\|") or "-",
     ]
@@ -118,7 +123,7 @@ def summary_table(findings: Sequence[Finding]) -> Table:
 def model_table(name: str, found: Mapping[str, Finding]) -> Table:
     """One model: a row per attention implementation."""
     first = next(iter(found.values()))
-    table = Table("attention", "result", "mechanism", "logits", "recompute", "reason")
+    table = Table("attention", "result", "mechanism", "logits", "recompute", "packed", "reason")
     table.title = f"{name} ({first.class_name}, model type {first.model_type})"
     for implementation, finding in found.items():
         ran = finding.mechanism is not None
@@ -128,6 +133,7 @@ def model_table(name: str, found: Mapping[str, Finding]) -> Table:
             finding.mechanism or "-",
             _yes(finding.head) if ran else "-",
             _yes(finding.recomputes) if ran else "-",
+            _yes(finding.packed) if ran else "-",
             finding.reason or "-",
         )
     return table

@@ -27,9 +27,9 @@ def batch_of(queries: int = 5, passages: int = 3) -> Batch:
     return random_batch(queries, passages, seed=2, generation=True, ragged=True)
 
 
-def test_one_chunk_runs_forward_once_and_more_chunks_twice_each():
+def test_the_first_chunk_runs_forward_once_and_the_others_twice_each():
     assert step(batch_of())[0].calls == [(5, True)]
-    assert step(batch_of(), chunk_tokens=1)[0].calls == [(1, False)] * 5 + [(1, True)] * 5
+    assert step(batch_of(), chunk_tokens=1)[0].calls == [(1, False)] * 4 + [(1, True)] * 5
 
 
 def test_without_coupled_terms_nothing_runs_twice():
@@ -44,7 +44,27 @@ def test_without_coupled_terms_nothing_runs_twice():
 def test_the_first_pass_uses_embed_where_it_is_given():
     embedder = Bag()
     model, _, _ = step(batch_of(), 1, embed=embedder)
-    assert embedder.calls == [(1, False)] * 5 and model.calls == [(1, True)] * 5
+    assert embedder.calls == [(1, False)] * 4 and model.calls == [(1, True)] * 5
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 70, None])
+def test_at_most_one_graph_waits_for_its_backward(chunk_tokens):
+    waiting, most = 0, []
+
+    class Watched(Bag):
+        def forward(self, batch):
+            nonlocal waiting
+            waiting += torch.is_grad_enabled()
+            most.append(waiting)
+            return super().forward(batch)
+
+    def backward(loss):
+        nonlocal waiting
+        loss.backward()
+        waiting -= 1
+
+    gradcache_step(batch_of(), forward=Watched(), objectives=TERMS, chunk_tokens=chunk_tokens, backward=backward)
+    assert max(most) == 1 and waiting == 0
 
 
 def test_all_chunks_but_the_last_run_without_synchronising():
@@ -57,7 +77,7 @@ def test_all_chunks_but_the_last_run_without_synchronising():
         events.append("loud")
 
     step(batch_of(), 1, no_sync=no_sync, backward=lambda loss: (events.append("backward"), loss.backward()))
-    assert events == ["quiet", "backward", "loud"] * 4 + ["backward"]
+    assert events == ["quiet", "loud"] + ["quiet", "backward", "loud"] * 4 + ["backward"]
 
 
 def test_gradient_scale_scales_the_gradient_and_not_the_loss():

@@ -2,7 +2,8 @@
 
 GradCache (Gao et al. 2021): embeddings of all chunks without gradient, the coupled loss and its gradient with respect
 to the embeddings, then each chunk once more with gradient. Losses that read one query's own passages are computed in
-that second pass. The step knows neither model nor objective: both are callables.
+that second pass. The chunk that goes back first is not run twice: its graph alone is kept. The step knows neither model
+nor objective: both are callables.
 """
 
 from __future__ import annotations
@@ -58,21 +59,22 @@ def gradcache_step(
     terms, measured = told_sums(objectives, chunks, measure, distributed.global_sum)
     coupled = {name: term for name, term in terms.items() if term.couples_batch}
     separate = {name: term for name, term in terms.items() if not term.couples_batch}
-    # one chunk: its graph is kept, and nothing has to run twice
-    kept = seeded(forward, chunks[0]) if len(chunks) == 1 else None
+    alone = len(chunks) == 1
     cache: Cache | None = None
     loss_B: dict[str, Tensor] = {}
-    local = None
+    kept: ObjectiveInputs | None = None
     if coupled:
         with torch.no_grad():
-            first = [kept] if kept is not None else [seeded(embed or forward, chunk) for chunk in chunks]
-        local = _joined(batch, chunks, first)
-        cache, loss_B = _coupled_gradient(local, coupled, count)
+            others = [seeded(embed or forward, chunk) for chunk in chunks[1:]]
+        with nullcontext() if alone else no_sync():  # it goes back first: its graph is kept, and it runs only once
+            kept = seeded(forward, chunks[0])
+        cache, loss_B = _coupled_gradient(_joined(batch, chunks, [kept, *others]), coupled, count)
     parts: dict[str, list[Tensor]] = {name: [] for name in separate}
     finite: list[Tensor] = []
     for i, chunk in enumerate(chunks):
         with no_sync() if i < len(chunks) - 1 else nullcontext():
             inputs = kept if kept is not None else seeded(forward, chunk)
+            kept = None  # its graph ends with its backward
             chunk_loss_B = {name: counted(term(inputs), chunk.batch) for name, term in separate.items()}
             summands = [separate[name].weight * value_B.sum() / count for name, value_B in chunk_loss_B.items()]
             summands += [] if cache is None else [_surrogate(inputs, cache, chunk)]

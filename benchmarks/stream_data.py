@@ -48,16 +48,20 @@ def write(options: argparse.Namespace) -> int:
     rng = np.random.default_rng(0)
     vocabulary = words(20_000, rng)
     pool = " ".join(vocabulary[i] for i in rng.integers(len(vocabulary), size=4_000_000))
-    rows = 0
+    rows, share = 0, options.gigabytes * GIGABYTE / options.files
     for number in range(options.files):
         path = options.folder / f"part-{number:03d}.parquet"
         schema = pa.schema([("query", pa.string()), ("positive", pa.string()), ("negatives", pa.list_(pa.string()))])
         with pq.ParquetWriter(path, schema) as writer:
             size = 0
-            while size < options.gigabytes * GIGABYTE / options.files:
-                made = list(random_pairs(options, pool, rows, min(options.group_rows, 4096), rng))
-                rows += len(made)
-                writer.write_table(pa.Table.from_pylist(made, schema=schema), row_group_size=options.group_rows)
+            while size < share:
+                group: list[pa.Table] = []
+                while sum(map(len, group)) < options.group_rows and size < share:
+                    made = list(random_pairs(options, pool, rows, min(options.group_rows, 4096), rng))
+                    rows += len(made)
+                    group.append(pa.Table.from_pylist(made, schema=schema))
+                    size += group[-1].nbytes  # random texts are as large on disk
+                writer.write_table(pa.concat_tables(group), row_group_size=options.group_rows)
                 size = path.stat().st_size
     return rows
 

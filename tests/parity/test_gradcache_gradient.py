@@ -27,16 +27,17 @@ def full_batch(queries: int, passages: int, seed: int, ragged: bool = False) -> 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Tiny models in float64 with LoRA, built once: without and with dropout."""
+    """Tiny models in float64 with LoRA, built once: without and with dropout, packed and padded."""
     folder = tmp_path_factory.mktemp("models")
     built = {}
 
-    def get(model_type: str, dropout: float = 0.0, lora: bool = True):
-        key = (model_type, dropout, lora)
+    def get(model_type: str, dropout: float = 0.0, lora: bool = True, packing: bool = True):
+        key = (model_type, dropout, lora, packing)
         if key not in built:
             changes = NO_DROPOUT.get(model_type, {})
             adapter = {"lora_name": "test", "lora_r": 4, "lora_dropout": dropout} if lora else {}
-            built[key] = in_float64(tiny_ullme(folder, model_type, changes, **adapter)).train()
+            built[key] = in_float64(tiny_ullme(folder, model_type, changes, packing=packing, **adapter)).train()
+            assert built[key].switch.packs == packing
         return built[key]
 
     return get
@@ -66,9 +67,21 @@ def test_gradient_does_not_depend_on_chunk_size_without_adapter(models, model_ty
         assert relative_error(step_gradient(model, batch, "grl_sft", budget)[0], right) < 1e-9
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("model_type", MODELS)
+def test_gradient_does_not_depend_on_packing(models, model_type, preset):
+    packed, padded = models(model_type), models(model_type, packing=False)
+    batch = full_batch(6, 4, seed=3, ragged=True)
+    right, loss = whole_gradient(padded, batch, preset)
+    for model, budget in ((packed, 150), (padded, 150)):
+        found, total, _ = step_gradient(model, batch, preset, budget)
+        assert relative_error(found, right) < 1e-9
+        assert total == pytest.approx(loss, rel=1e-12)
+
+
 @pytest.mark.parametrize("model_type", MODELS)
 def test_gradient_does_not_depend_on_padding_side(models, model_type, monkeypatch):
-    model = models(model_type)
+    model = models(model_type, packing=False)
     batch = full_batch(5, 3, seed=5)
     right, _ = whole_gradient(model, batch, "grl")
     monkeypatch.setattr(Texts, "pad", partialmethod(Texts.pad, side="left"))

@@ -71,6 +71,7 @@ def test_gradient_does_not_depend_on_chunk_size_without_adapter(models, model_ty
 @pytest.mark.parametrize("model_type", MODELS)
 def test_gradient_does_not_depend_on_packing(models, model_type, preset):
     packed, padded = models(model_type), models(model_type, packing=False)
+    padded.load_state_dict(packed.state_dict())
     batch = full_batch(6, 4, seed=3, ragged=True)
     right, loss = whole_gradient(padded, batch, preset)
     for model, budget in ((packed, 150), (padded, 150)):

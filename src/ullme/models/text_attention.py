@@ -1,8 +1,8 @@
 """Attention of texts end to end, each within itself, by matrix products alone: the CPU's way.
 
 Texts are computed one after the other, a block of queries at a time. Forward keeps no attention weights, backward
-computes them again. With its backward it takes a third to a half of the time of scaled_dot_product_attention on a CPU
-(benchmarks/LOG.md), and like it has products and softmax in float32 at least.
+computes them again. All is in float32 at least. With its backward it takes a third to a half of the time of
+scaled_dot_product_attention on a CPU (benchmarks/LOG.md).
 
 Shapes, beside the legend of ``ullme.types``: ``H`` query heads, ``K`` key heads, ``G`` query heads per key head, ``R``
 queries and ``M`` keys of a block, ``Y`` = X * G queries by key head, ``C`` width of a head; values may have another.
@@ -104,12 +104,12 @@ class _EachText(torch.autograd.Function):
         ctx.blocks = partial(_blocks, lengths, reach, query_HXC.shape[0] // key_KXC.shape[0])
         ctx.weight = partial(_weight, scale=scale, softcap=softcap)
         ctx.scale, ctx.softcap = scale, softcap
-        query_KYC, wide_KXC = _wide(_by_key_head(query_HXC, key_KXC.shape[0])), _wide(key_KXC)
+        query_KYC, key_KXC, value_KXC = _wide(_by_key_head(query_HXC, len(key_KXC)), key_KXC, value_KXC)
         output_KYC = value_KXC.new_empty(*query_KYC.shape[:2], value_KXC.shape[-1])
         for block in ctx.blocks(query_HXC.device):
-            weight_KRM = ctx.weight(query_KYC[:, block.rows], wide_KXC[:, block.keys], block.hidden_RM)[0]
-            output_KYC[:, block.rows] = torch.bmm(weight_KRM.to(value_KXC.dtype), value_KXC[:, block.keys])
-        return _by_token(output_KYC, query_HXC.shape[1])
+            weight_KRM, _ = ctx.weight(query_KYC[:, block.rows], key_KXC[:, block.keys], block.hidden_RM)
+            output_KYC[:, block.rows].baddbmm_(weight_KRM, value_KXC[:, block.keys], beta=0)
+        return _by_token(output_KYC, query_HXC.shape[1]).to(query_HXC.dtype)
 
     @staticmethod
     @once_differentiable
@@ -121,25 +121,22 @@ class _EachText(torch.autograd.Function):
 def _gradients(ctx: Any, grad_XHC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values; the weights are computed again."""
     query_HXC, key_KXC, value_KXC = ctx.saved_tensors
-    heads, dtype = key_KXC.shape[0], value_KXC.dtype
-    grad_KYC = _by_key_head(grad_XHC.transpose(0, 1), heads)
-    half_KYC = _by_key_head(query_HXC, heads)
-    query_KYC, wide_KXC = _wide(half_KYC), _wide(key_KXC)
-    d_query_KYC = torch.empty_like(half_KYC)
-    d_key_KXC, d_value_KXC = (torch.zeros_like(_wide(x)) for x in (key_KXC, value_KXC))
+    heads, tokens, dtype = len(key_KXC), query_HXC.shape[1], query_HXC.dtype
+    grouped = (_by_key_head(x_HXC, heads) for x_HXC in (query_HXC, grad_XHC.transpose(0, 1)))
+    query_KYC, grad_KYC, key_KXC, value_KXC = _wide(*grouped, key_KXC, value_KXC)
+    d_query_KYC, d_key_KXC, d_value_KXC = (torch.zeros_like(x) for x in (query_KYC, key_KXC, value_KXC))
     for block in ctx.blocks(query_HXC.device):
         rows, keys = block.rows, block.keys
-        weight_KRM, product_KRM = ctx.weight(query_KYC[:, rows], wide_KXC[:, keys], block.hidden_RM)
-        d_value_KXC[:, keys] += torch.bmm(weight_KRM.to(dtype).mT, grad_KYC[:, rows])
-        d_weight_KRM = _wide(torch.bmm(grad_KYC[:, rows], value_KXC[:, keys].mT))
+        weight_KRM, product_KRM = ctx.weight(query_KYC[:, rows], key_KXC[:, keys], block.hidden_RM)
+        d_value_KXC[:, keys].baddbmm_(weight_KRM.mT, grad_KYC[:, rows])
+        d_weight_KRM = torch.bmm(grad_KYC[:, rows], value_KXC[:, keys].mT)
         d_product_KRM = torch._softmax_backward_data(d_weight_KRM, weight_KRM, -1, weight_KRM.dtype)
         if ctx.softcap is not None:
             d_product_KRM = d_product_KRM * (1 - (product_KRM / ctx.softcap).square())
-        d_product_KRM = d_product_KRM.to(dtype)
-        d_query_KYC[:, rows] = _scaled_bmm(d_product_KRM, key_KXC[:, keys], ctx.scale)
-        d_key_KXC[:, keys] += _scaled_bmm(d_product_KRM.mT, half_KYC[:, rows], ctx.scale)
-    d_query_HXC = _by_token(d_query_KYC, query_HXC.shape[1]).transpose(0, 1)
-    return d_query_HXC, d_key_KXC.to(dtype), d_value_KXC.to(dtype)
+        d_query_KYC[:, rows].baddbmm_(d_product_KRM, key_KXC[:, keys], alpha=ctx.scale)
+        d_key_KXC[:, keys].baddbmm_(d_product_KRM.mT, query_KYC[:, rows], alpha=ctx.scale)
+    d_query_HXC = _by_token(d_query_KYC, tokens).transpose(0, 1)
+    return d_query_HXC.to(dtype), d_key_KXC.to(dtype), d_value_KXC.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -200,5 +197,6 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(unused, a, b, beta=0, alpha=scale)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def _wide(*tensors: Tensor) -> list[Tensor]:
+    """In float32 at least: on a CPU products of this size are faster in it than in bfloat16, conversions counted."""
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]

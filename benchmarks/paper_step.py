@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 
 from ullme.models import ULLME
+from ullme.models.fused_lora import FusedLoraLinear
 from ullme.models.lora import reference_mode
 from ullme.objectives import Objective
 from ullme.types import Batch, ObjectiveInputs, Texts
@@ -70,7 +72,9 @@ def embed(model: ULLME, chunk: Padded) -> ObjectiveInputs:
         use_cache=False,
         output_hidden_states=True,
     )
-    rep_ND = model.pooler(output.hidden_states[-1], mask_NT, chunk.pooled_BNT.flatten(0, 1))
+    pooled_NT = chunk.pooled_BNT.flatten(0, 1).float()
+    weight_NT = pooled_NT / pooled_NT.sum(1, keepdim=True)
+    rep_ND = (output.hidden_states[-1].float() * weight_NT[..., None]).sum(1)
     rep_BND = rep_ND.unflatten(0, chunk.ids_BNT.shape[:2])
     return ObjectiveInputs.of(chunk.batch, query_BD=rep_BND[:, 0], passage_BPD=rep_BND[:, 1:])
 
@@ -89,7 +93,10 @@ def likelihoods(model: ULLME, chunk: Padded) -> tuple[Tensor, Tensor]:
 def paper_step(
     model: ULLME, batch: Batch, objectives: Mapping[str, Objective], chunk_queries: int, autocast: torch.autocast
 ) -> Tensor:
-    """Accumulate the gradient of the batch's weighted mean loss; the loss."""
+    """Accumulate the gradient of the batch's weighted mean loss; the loss. LoRA layers are peft's own from here on."""
+    for module in model.modules():
+        if isinstance(module, FusedLoraLinear):
+            module.__class__ = LoraLinear
     assert model.peft_model is not None
     chunks = Padded.of(batch, model.tokenizer.pad_token_id).chunks(chunk_queries)
     with torch.no_grad(), autocast:

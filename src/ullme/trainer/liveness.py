@@ -28,7 +28,7 @@ MOST_SECONDS = 5.0
 GRACE_SECONDS = 5.0
 
 
-class ProcessLostError(RuntimeError):
+class ProcessLostError(ConnectionError):
     """Another process of the run was killed, hangs, or failed; the message names it."""
 
 

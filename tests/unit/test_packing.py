@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
+from tests.batches import random_batch
 from tests.tiny import tiny_config, tiny_ullme
 from ullme.models import packed_attention as attention_module
 from ullme.models.attention import AttentionSwitch, attention_switch
@@ -211,3 +212,23 @@ def test_a_model_runs_padded_when_asked_to(tiny_models):
     assert packed.switch.packs and not padded.switch.packs
     texts = ["a", "a longer text of some words", "two words"]
     assert torch.allclose(torch.tensor(packed.encode(texts)), torch.tensor(padded.encode(texts)), atol=1e-5)
+
+
+def test_what_a_step_keeps_for_backward_does_not_grow_with_the_vocabulary(tmp_path):
+    batch, kept = random_batch(3, 3, seed=1, generation=True), []
+    for vocabulary in (49_152, 131_072, 262_144):
+        model = tiny_ullme(tmp_path / str(vocabulary), changes={"vocab_size": vocabulary}, lora_name="one", lora_r=4)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        storages: dict[int, int] = {}
+
+        def pack(tensor, storages=storages, weights=weights):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            inputs = model.train()(batch=batch, needs={"embedding", "logp"})
+        assert inputs.logp_BP.requires_grad and inputs.passage_BPD.requires_grad
+        kept.append(sum(storages.values()))
+    assert kept[0] == kept[1] == kept[2] > 0

@@ -135,6 +135,6 @@ def test_a_real_process_that_is_killed_three_times_ends_in_the_same_weights(tmp_
     script = Path(__file__).parents[2] / "benchmarks" / "kill_training.py"
     arguments = ["--output", str(tmp_path), "--kills", "3"]
     found = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout
+    assert found.returncode == 0, found.stdout + found.stderr[-500:]
     figures = json.loads((tmp_path / "kills.json").read_text())
     assert len(figures["kills"]) == 3 and all(run["weights"] and run["losses"] for run in figures["runs"])

@@ -109,7 +109,7 @@ def _base_scores(config: RunConfig, task: RetrievalTask) -> list[dict[str, float
 
 
 def _run_config(model: str, output: Path, steps: int, batch_size: int, seed: int) -> RunConfig:
-    bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else _cpu_multiplies_bfloat16()
+    bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_multiplies_bfloat16()
     return RunConfig.model_validate(
         {
             "model": {
@@ -136,7 +136,7 @@ def _run_config(model: str, output: Path, steps: int, batch_size: int, seed: int
     )
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+def cpu_multiplies_bfloat16() -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones here; elsewhere they are emulated, and slower."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 

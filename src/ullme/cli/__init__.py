@@ -15,6 +15,7 @@ from ullme.cli.check import check
 from ullme.cli.encode import encode
 from ullme.cli.eval import evaluate
 from ullme.cli.quickstart import quickstart
+from ullme.cli.reproduce import reproduce
 from ullme.cli.search import search
 from ullme.cli.train import train
 
@@ -25,7 +26,11 @@ INTERRUPTED = 130
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 #: Commands that a second run continues, and from where.
-_CONTINUED = {"train": "resume from the last checkpoint", "encode": "continue after the last finished shard"}
+_CONTINUED = {
+    "train": "resume from the last checkpoint",
+    "encode": "continue after the last finished shard",
+    "reproduce": "continue with the row that was interrupted",
+}
 
 app = typer.Typer(
     name="ullme",
@@ -38,6 +43,7 @@ app.command("eval")(evaluate)
 app.command("encode")(encode)
 app.command("search")(search)
 app.command("check")(check)
+app.command("reproduce")(reproduce)
 
 
 @app.callback(invoke_without_command=True)

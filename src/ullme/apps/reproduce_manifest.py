@@ -1,0 +1,108 @@
+"""What a table was made with: commit, versions, machine, model, data, prompts, tasks, overlap of training and test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mteb.abstasks import AbsTask
+
+from ullme.apps.reproduce_data import file_hash
+from ullme.apps.reproduce_environment import commit, hardware, versions
+from ullme.apps.reproduce_results import RowResult, written
+from ullme.apps.reproduce_rows import Row
+from ullme.apps.reproduce_running import Study
+from ullme.eval.prompting import PromptPolicy, prompt_policy
+from ullme.eval.tasks import parts_of
+from ullme.prompts import ECHO_TEMPLATE, GENERATION_TEMPLATE, INSTRUCTION_TEMPLATE
+
+MANIFEST = "manifest.json"
+#: What of a budget may be other when a study is added to: it changes no score that is kept.
+_MAY_DIFFER = {"seeds", "other_seeds", "tasks", "benchmark", "queries", "passages", "chunk_tokens", "evaluations"}
+
+
+def identity(study: Study) -> dict[str, Any]:
+    """What must stay the same while a study is added to: more rows, seeds and tasks may come."""
+    budget = study.budget.model_dump(exclude=_MAY_DIFFER)
+    data = {f"data.{name}": source.get("sha256") for name, source in study.data.sources.items()}
+    model = study.model if not Path(study.model).exists() else Path(study.model).name
+    more = {"model": model, "prompts": study.prompts, "bf16": study.bf16, "overrides": list(study.overrides)}
+    return {**more, **budget, **data}
+
+
+def require_same_study(study: Study) -> None:
+    """Pass if the results folder is new or holds this study.
+
+    Raises:
+        ValueError: it holds another one; the message names the first difference.
+    """
+    place = study.results / MANIFEST
+    if not place.is_file():
+        if study.results.is_dir() and any(study.results.iterdir()):
+            raise ValueError(f"name: {str(study.results)!r} is not empty and holds no study; give another --name")
+        return
+    try:
+        before = json.loads(place.read_text(encoding="utf-8"))["study"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{place}: is damaged ({error}); delete it, and it is written again") from error
+    now = identity(study)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"name: {str(study.results)!r} holds a study with {key}={before.get(key)!r}, and this one has "
+                f"{now.get(key)!r}; give another --name, or set {key} back"
+            )
+
+
+def write_manifest(study: Study, rows: Iterable[Row], results: Iterable[RowResult]) -> Path:
+    """Write ``manifest.json``: what the study is, what it ran on, and what is done of it."""
+    done = [
+        {"row": r.row, "seed": r.seed, "model": r.model, "average": round(r.average, 2), "seconds": r.seconds}
+        for r in results
+    ]
+    content = {
+        "study": identity(study),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "seeds": {row.name: list(study.budget.seeds_of(row.name)) for row in rows if row.trained},
+        "run_files": {Path(s).name: file_hash(study.configs / s) for row in rows for s in row.stages},
+        "prompts": prompt_hashes(study.prompts, study.tasks),
+        "data": study.data.sources,
+        "overlap": {
+            "rule": "equal words of a query or positive and a text of the scored splits; such rows are left out",
+            "found": study.data.overlap.counts,
+        },
+        "tasks": [_described(task) for task in study.tasks],
+        "tasks_not_in_the_folder": list(study.left_out),
+        "done": done,
+    }
+    return written(study.results / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def prompt_hashes(prompts: Any, tasks: Iterable[AbsTask]) -> dict[str, Any]:
+    """Hashes of the templates, and of what stands before the queries of each task."""
+    templates = {"instruction": INSTRUCTION_TEMPLATE, "generation": GENERATION_TEMPLATE, "echo": ECHO_TEMPLATE}
+    policy = prompt_policy(prompts, None, "none")
+    return {
+        "policy": policy.name,
+        "templates": {name: _hash(text) for name, text in templates.items()},
+        "tasks": {part.metadata.name: _hash(_query_prompt(policy, part)) for task in tasks for part in parts_of(task)},
+    }
+
+
+def _query_prompt(policy: PromptPolicy, task: AbsTask) -> str:
+    return policy.prompt(task.metadata, None)
+
+
+def _described(task: AbsTask) -> Mapping[str, Any]:
+    meta = task.metadata
+    subsets = list(getattr(task, "hf_subsets", []) or [])
+    return {"name": meta.name, "type": meta.type, "subsets": subsets, "splits": list(task.eval_splits)}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,165 @@
+"""``ullme reproduce`` on a tiny model, tiny pairs and tiny tasks: every file, and what a killed run costs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.mteb_folders import write_msmarco, write_sts
+from tests.tiny import tiny_folder
+
+from ullme.apps import reproduce_running as running
+from ullme.apps.reproduce import Options, reproduce
+from ullme.apps.reproduce_budgets import BUDGETS
+from ullme.apps.reproduce_rows import ROWS
+from ullme.cli import main
+from ullme.eval import evaluate
+from ullme.models import ULLME
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "reproduce"
+WORDS = "cat dog tree house river stone cloud bread night music road light".split()
+SMALL = ("steps=2", "mntp_steps=1", "batch_size=4", "max_length=32", "held_out=4", "other_seeds=1", "seeds=[0,1]")
+
+
+def write_pairs(folder):
+    folder.mkdir()
+    for name in ("first", "second"):
+        rows = [
+            {
+                "query": f"where is the {word} {name} {i}?",
+                "positive": f"the {word} that is called {name} {i}",
+                "negatives": [f"a {WORDS[k - 3]} under {i}", f"some {WORDS[k - 7]} of number {i}"],
+            }
+            for k, word in enumerate(WORDS)
+            for i in range(2)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (folder / "second.jsonl").open("a") as file:  # this query is one of the retrieval task
+        file.write(
+            json.dumps({"query": "What is a apple?", "positive": "Something round.", "negatives": ["no"]}) + "\n"
+        )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduce")
+    tiny_folder(folder / "tiny")
+    write_pairs(folder / "pairs")
+    write_sts(folder / "mteb")
+    write_msmarco(folder / "mteb")
+    return folder
+
+
+def arguments(place, name, rows, *more):
+    options = {
+        "model": place / "tiny",
+        "data": place / "pairs",
+        "mteb-folder": place / "mteb",
+        "tasks": "BIOSSES,MSMARCO:default:dev",
+        "configs": CONFIGS,
+        "results": place / "results",
+        "work": place / "work",
+        "name": name,
+        "rows": rows,
+    }
+    return ["reproduce", *(f"--{key}={value}" for key, value in options.items()), *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def done(place):
+    """The folder of a study of four rows, one of them of two seeds."""
+    assert main(arguments(place, "whole", "floor,base_causal,llm2vec,grl")) == 0
+    return place / "results" / "whole"
+
+
+def test_every_file_is_there(done):
+    folders = {path.name for path in done.iterdir()}
+    assert folders == {"manifest.json", "mteb", "plots", "rows", "tables"}
+    rows = {path.name for path in (done / "rows").iterdir()}
+    assert rows == {"floor.json", "base_causal.json", "llm2vec-seed0.json", "grl-seed0.json", "grl-seed1.json"}
+    tables = {path.stem for path in (done / "tables").iterdir()}
+    assert {"table2", "table3", "ordering", "against_better_base", "against_bag_of_words"} == tables
+    assert {path.name for path in (done / "plots").iterdir()} == {"training.png", "rank_agreement.png"}
+    table = (done / "tables" / "table2.md").read_text()
+    assert all(f"| {ROWS[name].label} |" in table for name in ("floor", "base_causal", "llm2vec", "grl"))
+
+
+def test_the_manifest_says_what_the_scores_were_made_with(done):
+    manifest = json.loads((done / "manifest.json").read_text())
+    assert manifest["study"]["steps"] == 2 and manifest["study"]["model"] == "tiny"
+    assert manifest["seeds"] == {"llm2vec": [0], "grl": [0, 1]}
+    assert set(manifest["run_files"]) == {"llm2vec_mntp.yaml", "llm2vec.yaml", "grl.yaml"}
+    assert manifest["overlap"]["found"] == {"MSMARCO": {"second": {"queries": 1}}}
+    assert manifest["data"]["second"]["in a test"] == 1 and len(manifest["data"]["first"]["sha256"]) == 64
+    assert {task["name"] for task in manifest["tasks"]} == {"BIOSSES", "MSMARCO"} == set(manifest["prompts"]["tasks"])
+    assert manifest["hardware"]["cores"] > 0 and "torch" in manifest["versions"] and "commit" in manifest["commit"]
+    assert len(manifest["done"]) == 5
+
+
+def test_a_score_is_that_of_the_model_which_the_row_left(place, done):
+    kept = json.loads((done / "rows" / "grl-seed1.json").read_text())
+    model = ULLME.from_pretrained(place / "work" / "whole" / "grl-seed1" / "grl" / "model")
+    again = evaluate(model, ["BIOSSES"], prompts="none", data_dir=place / "mteb", results_dir=place / "again")
+    assert again.score("BIOSSES") == {s["task"]: s["score"] for s in kept["scores"]}["BIOSSES"]
+    assert any("eval_rank_agreement" in entry for entry in kept["history"])
+
+
+def test_a_trained_row_is_its_run_file_with_the_budget(place, done):
+    run = (place / "work" / "whole" / "llm2vec-seed0" / "llm2vec" / "run.yaml").read_text()
+    assert "max_steps: 2" in run and "llm2vec-seed0/llm2vec_mntp/model" in run
+    assert "beta: 0.1" in (place / "work" / "whole" / "grl-seed0" / "grl" / "run.yaml").read_text()
+
+
+def test_what_is_done_is_not_done_again_and_more_can_be_added(place, done, monkeypatch):
+    before = {path.name: path.read_bytes() for path in (done / "rows").iterdir()}
+    trained = []
+    monkeypatch.setattr(running, "train", lambda config: trained.append(config))
+    assert main(arguments(place, "whole", "floor,grl,base_bidirectional")) == 0
+    after = {path.name: path.read_bytes() for path in (done / "rows").iterdir()}
+    assert not trained and after.items() > before.items() and set(after) - set(before) == {"base_bidirectional.json"}
+    assert "| LLM2Vec |" in (done / "tables" / "table2.md").read_text()  # rows that were not asked for stay
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["steps=3"], "holds a study with steps=2, and this one has 3"),
+        (["trainer.learning_rate=1e-3"], "holds a study with overrides=[]"),
+        (["--prompts=task"], "holds a study with prompts='none', and this one has 'task'"),
+    ],
+)
+def test_another_study_is_refused_in_the_same_folder(place, done, capsys, more, message):
+    assert main(arguments(place, "whole", "floor", *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_with_the_row_it_was_in(place, monkeypatch):
+    real, calls = running.evaluate, []
+
+    def dying(model, *args, **options):
+        calls.append(model)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(model, *args, **options)
+
+    monkeypatch.setattr(running, "evaluate", dying)
+    command = arguments(place, "killed", "floor,bi_cl", "--seeds=1")
+    assert main(command) == 130
+    results = place / "results" / "killed"
+    assert [path.name for path in (results / "rows").iterdir()] == ["floor.json"]
+    weights = place / "work" / "killed" / "bi_cl-seed1" / "bi_cl" / "model" / "adapter_model.safetensors"
+    trained = weights.read_bytes()
+    assert main(command) == 0
+    assert len(calls) == 3 and weights.read_bytes() == trained
+    assert (results / "rows" / "bi_cl-seed1.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_smoke_budget_on_a_fresh_checkout_ends_with_every_file(tmp_path, real_model):
+    """The acceptance run: a real LLM, the documentation of this machine, every row; minutes."""
+    tables = reproduce(Options(configs=CONFIGS, results=tmp_path / "results", work=tmp_path / "work"))
+    results = tmp_path / "results" / f"{real_model}-smoke"
+    seeds = sum(len(BUDGETS["smoke"].seeds_of(row.name)) if row.trained else 1 for row in ROWS.values())
+    assert len(list((results / "rows").iterdir())) == seeds
+    assert len(tables["table2"].rows) == len(ROWS)
+    assert len(list((results / "plots").iterdir())) == 3
+    assert list((results / "mteb").rglob("DocumentationRetrieval.json"))

@@ -24,6 +24,14 @@ def random_masked(generator: torch.Generator, lengths: list[int]) -> MaskedTexts
     return MaskedTexts(replace(texts, ids_X=texts.ids_X.masked_fill(hidden_X, 5)), target_X)
 
 
+def after_their_query(texts: Texts, passages: int) -> Texts:
+    """Each text with the context of the first one of its query."""
+    ids, skip = [part.tolist() for part in texts.ids_X.split(texts.lengths_N.tolist())], texts.skip_N.tolist()
+    for i, text in enumerate(ids):
+        text[: skip[i]] = ids[i - i % passages][: skip[i]]
+    return Texts.from_lists(ids, skip)
+
+
 def random_batch(queries: int, passages: int, seed: int, generation: bool = False, ragged: bool = False) -> Batch:
     """A batch of unequal texts; ``ragged`` takes the last passages of every second query away.
 
@@ -37,7 +45,7 @@ def random_batch(queries: int, passages: int, seed: int, generation: bool = Fals
     present = mask_BP.flatten().tolist()
     sizes = torch.randint(3, 12, (count,), generator=g).tolist()
     lengths = [n if here else 0 for n, here in zip(sizes, present, strict=True)]
-    heads = torch.randint(2, 6, (count,), generator=g).tolist()
+    heads = torch.randint(2, 6, (queries,), generator=g).repeat_interleave(passages).tolist()
     full = [head + n if n else 0 for head, n in zip(heads, lengths, strict=True)]
     skip = [head if n else 0 for head, n in zip(heads, lengths, strict=True)]
     positive_BP = torch.zeros(queries, passages, dtype=torch.bool)
@@ -45,7 +53,7 @@ def random_batch(queries: int, passages: int, seed: int, generation: bool = Fals
     return Batch(
         query=random_texts(g, torch.randint(2, 9, (queries,), generator=g).tolist()),
         passage=random_texts(g, lengths),
-        generation=random_texts(g, full, skip) if generation else None,
+        generation=after_their_query(random_texts(g, full, skip), passages) if generation else None,
         passage_mask_BP=mask_BP,
         positive_mask_BP=positive_BP,
         query_key_B=torch.arange(queries) + 1_000,

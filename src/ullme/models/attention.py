@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ullme.models.masks import Window, attention_masks, windowed
+from ullme.models.packed_row import PackedRow
 from ullme.models.packing import packed_call
 from ullme.models.recompute import attribute, held_in_recomputation
 from ullme.models.specs import Mechanism
@@ -51,10 +52,16 @@ class AttentionSwitch:
     def packed(self, causal_lm: PreTrainedModel, texts: Texts, attention: Attention) -> Tensor:
         """Last hidden states (X, D) of texts end to end, in one forward without padding.
 
+        Under causal attention a context that several texts have is computed once, but on a GPU, whose kernels do not
+        know of it.
+
         Raises:
             ValueError: the architecture's attention does not come through Transformers' registry.
         """
-        return packed_call(text_decoder(causal_lm), texts, attention, self.window)
+        share = attention == "causal" and causal_lm.device.type == "cpu"
+        row = PackedRow.sharing(texts) if share else PackedRow.of(texts)
+        states_XD = packed_call(text_decoder(causal_lm), row, attention, self.window)
+        return states_XD if row.source_X is None else states_XD.index_select(0, row.source_X)
 
     def hidden(self, causal_lm: PreTrainedModel, ids_NT: Tensor, mask_NT: Tensor, attention: Attention) -> Tensor:
         """Last hidden states (N, T, D) of the backbone, after its final norm, under this attention.

@@ -5,7 +5,7 @@ On a GPU in half precision it is torch's varlen attention; elsewhere ``ullme.mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ullme.models.text_attention import Reach, attend_each_text
+from ullme.models.packed_row import Prefix
+from ullme.models.text_attention import Reach, Segment, attend_each_text, taken
 from ullme.types import Attention
 
 #: What some architectures pass to their attention that changes its result and is not computed here.
@@ -35,6 +36,7 @@ def packed_attention(
     softcap: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    prefixes: Sequence[Prefix] | None = None,
     seen_windows: list[int | None] | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -54,6 +56,7 @@ def packed_attention(
         softcap: bound of the scaled products, by tanh.
         cu_seq_lens_q: where each text starts, and the end of the last, (N + 1,).
         max_length_q: tokens of the longest text.
+        prefixes: what each text sees before its own tokens, on a CPU.
         seen_windows: takes a note of the layer's window.
         **others: what else a layer passes.
 
@@ -73,14 +76,16 @@ def packed_attention(
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     reach = Reach.of(attention, None if full else sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if _has_kernel(query, value) and not dropout and softcap is None:
+    if _has_kernel(query, value) and not dropout and softcap is None and prefixes is None:
         output = _varlen(query, key, value, cu_seq_lens_q, max_length_q, scale, reach)
         return output[None], None
     lengths = cu_seq_lens_q.diff().tolist()
     with torch.autocast(query.device.type, enabled=False):
         if dropout:
-            return _dropped(query, key, value, lengths, scale, reach, dropout)[None], None
-        return attend_each_text(query[0], key[0], value[0], lengths, scale, reach, softcap)[None], None
+            segments = Segment.all(lengths, prefixes)
+            return _dropped(query, key, value, segments, scale, reach, dropout)[None], None
+        found = attend_each_text(query[0], key[0], value[0], lengths, scale, reach, softcap, prefixes)
+        return found[None], None
 
 
 #: Names in Transformers' registry: the attention, and whether windows are opened.
@@ -124,21 +129,22 @@ def _varlen(
 
 
 def _dropped(
-    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float, reach: Reach, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, segments: list[Segment], scale: float, reach: Reach, dropout: float
 ) -> Tensor:
     """Each text by scaled_dot_product_attention, whose random numbers a repeated forward draws again; (X, H, C)."""
     parts = []
-    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
-        place_T = torch.arange(q.shape[2], device=q.device)
-        seen_TT = ~reach.hidden(place_T - place_T[:, None])
+    for segment in segments:
+        places = segment.slices(range(segment.end))
+        place_M = torch.arange(segment.end, device=query.device)
+        seen_RM = ~reach.hidden(place_M - place_M[segment.before :, None])
         found = nn.functional.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=seen_TT,
+            query[:, :, segment.own],
+            taken(key, places, dim=2),
+            taken(value, places, dim=2),
+            attn_mask=seen_RM,
             dropout_p=dropout,
             scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         parts.append(found[0].transpose(0, 1))
     return torch.cat(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from transformers import PreTrainedModel
 
 from ullme.models.masks import Window
 from ullme.models.packed_attention import IMPLEMENTATIONS
+from ullme.models.packed_row import PackedRow
 from ullme.models.recompute import attribute, held_in_recomputation
-from ullme.types import Attention, Texts
+from ullme.types import Attention
 
 #: Implementations in whose place ours is put. Flash attention takes packed texts itself, by the same arguments.
 _REPLACED = ("sdpa", "eager")
@@ -20,9 +22,9 @@ _OWN = ("flash_attention_2", "flash_attention_3")
 
 
 def packed_call(
-    decoder: PreTrainedModel, texts: Texts, attention: Attention, window: Window = "window", **notes: Any
+    decoder: PreTrainedModel, row: PackedRow, attention: Attention, window: Window = "window", **notes: Any
 ) -> Tensor:
-    """Last hidden states (X, D) of texts end to end, none of them empty.
+    """Last hidden states (X, D) of a row's tokens, no segment of it empty.
 
     The decoder's own code runs: positions restart with each text, and where texts end goes to its attention with the
     arguments that Transformers has for it. The attention itself is named by the config for the length of the call.
@@ -32,17 +34,18 @@ def packed_call(
     """
     if "position_ids" not in inspect.signature(decoder.forward).parameters:
         raise ValueError(f"packing: {type(decoder).__name__} takes no positions; run it padded (packing: false)")
-    starts = torch.nn.functional.pad(texts.lengths_N.cumsum(0), (1, 0)).to(torch.int32)
-    longest = int(texts.lengths_N.max())
+    starts = torch.tensor([0, *accumulate(row.lengths)], dtype=torch.int32, device=row.ids_X.device)
+    longest = max(row.lengths)
     call: dict[str, Any] = {
-        "input_ids": texts.ids_X[None],
-        "position_ids": texts.place_X[None],
+        "input_ids": row.ids_X[None],
+        "position_ids": row.place_X[None],
         "attention_mask": None,
         "use_cache": False,
         "cu_seq_lens_q": starts,
         "cu_seq_lens_k": starts,
         "max_length_q": longest,
         "max_length_k": longest,
+        **({} if row.prefixes is None else {"prefixes": row.prefixes}),
         **notes,
     }
     config, own = decoder.config, decoder.config._attn_implementation

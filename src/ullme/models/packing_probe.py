@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 from ullme.models.attention import AttentionSwitch, text_decoder
 from ullme.models.masks import windowed
 from ullme.models.modes import eval_mode
+from ullme.models.packed_row import PackedRow
 from ullme.models.packing import packed_call
 from ullme.models.pooling import mean
 from ullme.models.probe import CALL_ERRORS, call_failure, distinct_ids, relative_error, suitable_tolerance
 from ullme.types import Attention, Texts
 
-LENGTHS = (9, 14, 1, 5)
+LENGTHS = (9, 14, 1, 7)
+CONTEXT = 3
 
 #: Of the tolerance between two computations of a state: in half precision, errors of an untrained bidirectional model
 #: reach 0.1, and those of a wrong mask are near 0.5.
@@ -54,15 +56,17 @@ def layer_types(decoder: PreTrainedModel) -> list[str]:
 
 
 def probe_texts(causal_lm: PreTrainedModel) -> Texts:
-    """A few short texts of different lengths, one of them a single token."""
+    """A few short texts of different lengths, one of them a single token, and two with the same context."""
     ids = [distinct_ids(causal_lm, length, shift=i)[0].tolist() for i, length in enumerate(LENGTHS)]
-    return Texts.from_lists(ids).to(causal_lm.device)
+    ids[-1] = [*ids[0][:CONTEXT], *ids[-1][CONTEXT:]]
+    return Texts.from_lists(ids, skip=[CONTEXT, 0, 0, CONTEXT]).to(causal_lm.device)
 
 
 def _differs(causal_lm: PreTrainedModel, switch: AttentionSwitch, attention: Attention, tolerance: float) -> str | None:
     texts, padded = probe_texts(causal_lm), replace(switch, packs=False)
     packed_XD = switch.packed(causal_lm, texts, attention)
     alone_XD = torch.cat([padded.states(causal_lm, texts.rows([i]), attention) for i in range(len(texts))])
+    texts = replace(texts, skip_N=torch.zeros_like(texts.skip_N))  # all of each is compared
     packed_ND, alone_ND = (
         mean(states_XD.to(torch.promote_types(states_XD.dtype, torch.float32)), texts)
         for states_XD in (packed_XD, alone_XD)
@@ -79,7 +83,7 @@ def _window_lost(decoder: PreTrainedModel, switch: AttentionSwitch, attention: A
     windows: list[int | None] = []
     one = Texts.from_lists([[0]]).to(decoder.device)
     if decoder.config._attn_implementation in ("sdpa", "eager"):
-        packed_call(decoder, one, attention, switch.window, seen_windows=windows)
+        packed_call(decoder, PackedRow.of(one), attention, switch.window, seen_windows=windows)
         expected = [kind == "sliding_attention" for kind in layer_types(decoder)]
         if expected and [window is not None for window in windows] != expected:
             return "its attention is not told its window"

@@ -10,15 +10,17 @@ queries and ``M`` keys of a block, ``Y`` = X * G queries by key head, ``C`` widt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ullme.models.packed_row import Prefix
 from ullme.types import Attention
 
 #: Queries of a block: enough for the matrix units, few enough that a block's weights stay in a core's cache.
@@ -68,6 +70,7 @@ def attend_each_text(
     scale: float,
     reach: Reach,
     softcap: float | None = None,
+    prefixes: Sequence[Prefix] | None = None,
 ) -> Tensor:
     """What each token sees of its own text's values, (X, H, C of values).
 
@@ -79,8 +82,57 @@ def attend_each_text(
         scale: factor of the products.
         reach: how far a token sees.
         softcap: bound of the scaled products, by tanh.
+        prefixes: the tokens that each text sees before its own; they stand elsewhere, once for all that see them.
     """
-    return _EachText.apply(query_HXC, key_KXC, value_KXC, lengths, scale, reach, softcap)
+    segments = Segment.all(lengths, prefixes)
+    return _EachText.apply(query_HXC, key_KXC, value_KXC, segments, scale, reach, softcap)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens next to each other that see themselves, after a prefix that stands elsewhere.
+
+    Attributes:
+        start: where its own tokens stand.
+        length: how many they are.
+        prefix: where the prefix stands.
+        before: tokens of the prefix; the first own token is at this place of its text.
+    """
+
+    start: int
+    length: int
+    prefix: int = 0
+    before: int = 0
+
+    @classmethod
+    def all(cls, lengths: Sequence[int], prefixes: Sequence[Prefix] | None) -> list[Segment]:
+        """Segments of these lengths end to end."""
+        before = prefixes or [(0, 0)] * len(lengths)
+        parts = zip(accumulate(lengths), lengths, before, strict=True)
+        return [cls(end - length, length, *prefix) for end, length, prefix in parts]
+
+    @property
+    def end(self) -> int:
+        """Tokens of the text, prefix and own."""
+        return self.before + self.length
+
+    @property
+    def own(self) -> slice:
+        """Where its own tokens stand."""
+        return slice(self.start, self.start + self.length)
+
+    def slices(self, places: range) -> list[slice]:
+        """Where these places of the text stand: one run of tokens, or one of the prefix and one of its own."""
+        in_prefix = range(places.start, min(places.stop, self.before))
+        in_own = range(max(places.start, self.before), places.stop)
+        runs = [(in_prefix, self.prefix), (in_own, self.start - self.before)]
+        return [slice(run.start + shift, run.stop + shift) for run, shift in runs if len(run)]
+
+
+def taken(x: Tensor, places: list[slice], dim: int = 1) -> Tensor:
+    """The tokens in these slices, one after the other."""
+    parts = [x.narrow(dim, place.start, place.stop - place.start) for place in places]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class _EachText(torch.autograd.Function):
@@ -95,20 +147,20 @@ class _EachText(torch.autograd.Function):
         query_HXC: Tensor,
         key_KXC: Tensor,
         value_KXC: Tensor,
-        lengths: list[int],
+        segments: list[Segment],
         scale: float,
         reach: Reach,
         softcap: float | None,
     ) -> Tensor:
         ctx.save_for_backward(query_HXC, key_KXC, value_KXC)
-        ctx.blocks = partial(_blocks, lengths, reach, query_HXC.shape[0] // key_KXC.shape[0])
+        ctx.blocks = partial(_blocks, segments, reach, query_HXC.shape[0] // key_KXC.shape[0])
         ctx.weight = partial(_weight, scale=scale, softcap=softcap)
         ctx.scale, ctx.softcap = scale, softcap
         query_KYC, key_KXC, value_KXC = _wide(_by_key_head(query_HXC, len(key_KXC)), key_KXC, value_KXC)
         output_KYC = value_KXC.new_empty(*query_KYC.shape[:2], value_KXC.shape[-1])
         for block in ctx.blocks(query_HXC.device):
-            weight_KRM, _ = ctx.weight(query_KYC[:, block.rows], key_KXC[:, block.keys], block.hidden_RM)
-            output_KYC[:, block.rows].baddbmm_(weight_KRM, value_KXC[:, block.keys], beta=0)
+            weight_KRM, _ = ctx.weight(query_KYC[:, block.rows], taken(key_KXC, block.keys), block.hidden_RM)
+            output_KYC[:, block.rows].baddbmm_(weight_KRM, taken(value_KXC, block.keys), beta=0)
         return _by_token(output_KYC, query_HXC.shape[1]).to(query_HXC.dtype)
 
     @staticmethod
@@ -127,14 +179,15 @@ def _gradients(ctx: Any, grad_XHC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     d_query_KYC, d_key_KXC, d_value_KXC = (torch.zeros_like(x) for x in (query_KYC, key_KXC, value_KXC))
     for block in ctx.blocks(query_HXC.device):
         rows, keys = block.rows, block.keys
-        weight_KRM, product_KRM = ctx.weight(query_KYC[:, rows], key_KXC[:, keys], block.hidden_RM)
-        d_value_KXC[:, keys].baddbmm_(weight_KRM.mT, grad_KYC[:, rows])
-        d_weight_KRM = torch.bmm(grad_KYC[:, rows], value_KXC[:, keys].mT)
+        key_KMC, value_KMC = taken(key_KXC, keys), taken(value_KXC, keys)
+        weight_KRM, product_KRM = ctx.weight(query_KYC[:, rows], key_KMC, block.hidden_RM)
+        _add_product(d_value_KXC, keys, weight_KRM.mT, grad_KYC[:, rows])
+        d_weight_KRM = torch.bmm(grad_KYC[:, rows], value_KMC.mT)
         d_product_KRM = torch._softmax_backward_data(d_weight_KRM, weight_KRM, -1, weight_KRM.dtype)
         if ctx.softcap is not None:
             d_product_KRM = d_product_KRM * (1 - (product_KRM / ctx.softcap).square())
-        d_query_KYC[:, rows].baddbmm_(d_product_KRM, key_KXC[:, keys], alpha=ctx.scale)
-        d_key_KXC[:, keys].baddbmm_(d_product_KRM.mT, query_KYC[:, rows], alpha=ctx.scale)
+        d_query_KYC[:, rows].baddbmm_(d_product_KRM, key_KMC, alpha=ctx.scale)
+        _add_product(d_key_KXC, keys, d_product_KRM.mT, query_KYC[:, rows], ctx.scale)
     d_query_HXC = _by_token(d_query_KYC, tokens).transpose(0, 1)
     return d_query_HXC.to(dtype), d_key_KXC.to(dtype), d_value_KXC.to(dtype)
 
@@ -144,29 +197,28 @@ class _Block:
     """Some queries of one text, and the keys that they see: places among all texts' grouped queries, and their keys."""
 
     rows: slice
-    keys: slice
+    keys: list[slice]
     hidden_RM: Tensor | None
 
 
-def _blocks(lengths: list[int], reach: Reach, group: int, device: torch.device) -> Iterator[_Block]:
+def _blocks(segments: list[Segment], reach: Reach, group: int, device: torch.device) -> Iterator[_Block]:
     """Every text's queries, ``ROWS`` at a time."""
-    longest = max(lengths)
+    longest = max(segment.end for segment in segments)
     rows, width = min(ROWS, longest), 2 * longest
     offset_RM = torch.arange(width, device=device) - torch.arange(rows, device=device)[:, None] - longest
     hidden_RM = reach.hidden(offset_RM).repeat_interleave(group, 0)  # of keys from ``longest`` before the first query
-    start = 0
-    for length in lengths:
-        for first in range(0, length, ROWS):
-            of_text = range(first, min(first + ROWS, length))
-            keys = reach.keys(of_text, length)
+    for segment in segments:
+        for first in range(segment.before, segment.end, ROWS):
+            of_text = range(first, min(first + ROWS, segment.end))
+            keys = reach.keys(of_text, segment.end)
             left = longest + keys.start - first
             hides = reach.hides(of_text, keys)
+            (own,) = segment.slices(of_text)
             yield _Block(
-                slice((start + first) * group, (start + of_text.stop) * group),
-                slice(start + keys.start, start + keys.stop),
+                slice(own.start * group, own.stop * group),
+                segment.slices(keys),
                 hidden_RM[: len(of_text) * group, left : left + len(keys)] if hides else None,
             )
-        start += length
 
 
 def _weight(
@@ -180,6 +232,16 @@ def _weight(
         return torch.softmax(product_KRM, dim=-1), product_KRM
     fill = torch.Tensor.masked_fill_ if softcap is None else torch.Tensor.masked_fill  # a cap's backward reads them
     return torch.softmax(fill(product_KRM, hidden_RM, float("-inf")), dim=-1), product_KRM
+
+
+def _add_product(total_KXC: Tensor, places: list[slice], a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """Add a scaled product to the tokens in these slices."""
+    if len(places) == 1:
+        total_KXC[:, places[0]].baddbmm_(a, b, alpha=scale)
+        return
+    found_KMC = _scaled_bmm(a, b, scale)
+    for place, part in zip(places, found_KMC.split([p.stop - p.start for p in places], dim=1), strict=True):
+        total_KXC[:, place] += part
 
 
 def _by_key_head(x_HXC: Tensor, key_heads: int) -> Tensor:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
-from transformers import AutoModelForCausalLM
 
+from ullme.apps.plan_memory import LargestStep, memory_plan
 from ullme.apps.run_data import REFERENCE_FOLDER, build_loader, load_training_pairs
 from ullme.apps.run_folder import require_own_folder
 from ullme.apps.train import require_known_tasks
@@ -19,23 +17,10 @@ from ullme.batching import consecutive_chunks
 from ullme.config import RunConfig
 from ullme.data import PairDataset
 from ullme.models.loading import load_config, load_tokenizer, resolve
-from ullme.models.lora import add_adapter
-from ullme.models.pooling import Pooling
-from ullme.models.settings import ModelSettings
 from ullme.types import Batch
 
 #: Batches that are tokenised to see how long texts are.
 SAMPLED_BATCHES = 20
-
-_BYTES = {"float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
-_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.56}  # 4 bits, and the scales of blocks of 64
-_ADAM_BYTES = 8  # two float32 moments
-_GRADIENT_BYTES = 4
-
-#: Hidden-sized values that a layer keeps for backward, per token (Korthikanti et al. 2022, "Reducing Activation
-#: Recomputation in Large Transformer Models", equation 1, without attention scores: fused attention keeps none).
-_ACTIVATIONS = 17
-
 
 #: What is said of the source of the original LLM's likelihoods.
 _REFERENCES = {
@@ -60,7 +45,9 @@ class Plan:
         cut: share of texts that reach ``max_length``, by kind of text.
         chunks: chunks of a step: median and largest.
         parameters: weights of the model, all and trainable.
-        memory: bytes by purpose; activations are an estimate.
+        memory: bytes on each device while the largest chunk is computed, by purpose.
+        memory_source: how activations and workspace were found.
+        devices: processes that share the run.
         reference: whence the original LLM's likelihoods come.
     """
 
@@ -75,6 +62,8 @@ class Plan:
     chunks: tuple[int, int]
     parameters: tuple[int, int]
     memory: dict[str, int]
+    memory_source: str
+    devices: int
     reference: str
 
     def table(self) -> Table:
@@ -96,7 +85,8 @@ class Plan:
         table.add_row("reference", self.reference)
         for purpose, size in self.memory.items():
             table.add_row(f"memory: {purpose}", _readable(size))
-        table.add_row("memory: together", f"{_readable(sum(self.memory.values()))} per device, before any sharding")
+        table.add_row("memory: together", f"{_readable(sum(self.memory.values()))} on each of {self.devices} device(s)")
+        table.add_row("activations and workspace", self.memory_source)
         return table
 
 
@@ -116,78 +106,37 @@ def plan(config: RunConfig) -> Plan:
     sample = list(islice(loader, SAMPLED_BATCHES))
     tokens = [int(batch.tokens_B().sum()) for batch in sample]
     cuts = [consecutive_chunks(batch.tokens_B().tolist(), config.trainer.chunk_tokens) for batch in sample]
-    largest_chunk = max(
-        sum(int(batch.tokens_B()[b]) for b in chunk)
-        for batch, chunks in zip(sample, cuts, strict=True)
-        for chunk in chunks
-    )
-    weights = _weights(settings, model_config)
-    per_epoch = len(loader)
+    memory = memory_plan(config, model_config, _largest_step(sample, cuts))
+    per_epoch = int(np.ceil(len(loader) / memory.devices))  # a batch of the sample is one device's share
     trainer = config.trainer
     return Plan(
         rows={name: len(part) for name, part in zip(dataset.sources, dataset.source_rows(), strict=True)},
         negatives=int((dataset.negatives_N() > 0).sum()) if isinstance(dataset, PairDataset) else None,
         batches_per_epoch=per_epoch,
         steps=trainer.max_steps if trainer.max_steps > 0 else int(np.ceil(per_epoch * trainer.num_train_epochs)),
-        batch_rows=max(map(len, sample)),
+        batch_rows=max(map(len, sample)) * memory.devices,
         tokens=(int(np.median(tokens)), max(tokens)),
         text_tokens={kind: _spread(lengths) for kind, lengths in _lengths(sample).items()},
         cut={kind: float((lengths >= settings.max_length).mean()) for kind, lengths in _lengths(sample).items()},
         chunks=(int(np.median([len(c) for c in cuts])), max(len(c) for c in cuts)),
-        parameters=(weights.backbone + weights.added, weights.trained),
-        memory=_memory(config, model_config, weights, largest_chunk, max(map(_embeddings, sample))),
+        parameters=memory.parameters,
+        memory=memory.sizes,
+        memory_source=memory.source,
+        devices=memory.devices,
         reference=_REFERENCES[config.reference].format(folder=config.trainer.output_dir / REFERENCE_FOLDER),
     )
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """Numbers of weights: of the backbone, added to it (adapter, pooler), and trained; and the embedding's width."""
-
-    backbone: int
-    added: int
-    trained: int
-    width: int
-
-
-def _weights(settings: ModelSettings, model_config: Any) -> _Weights:
-    """Counted on a model without storage; an existing adapter is taken to be of the size of a new one."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=settings.trust_remote_code)
-        width = model.get_input_embeddings().embedding_dim
-        backbone = _count(model)
-        pooler = _count(Pooling(settings.pooling, width))
-        if settings.has_adapter:
-            add_adapter(model, replace(settings, adapter_path=None, lora_name=settings.lora_name or "planned"))
-        adapter = _count(model) - backbone
-    return _Weights(backbone, adapter + pooler, pooler + (adapter if settings.has_adapter else backbone), width)
-
-
-def _memory(
-    config: RunConfig, model_config: Any, weights: _Weights, chunk_tokens: int, embeddings: int
-) -> dict[str, int]:
-    """Bytes by purpose while the largest chunk is computed, in a batch of that many embeddings."""
-    settings, trainer = config.model.settings(), config.trainer
-    text_config = model_config.get_text_config(decoder=True)
-    layers, width = text_config.num_hidden_layers, text_config.hidden_size
-    size = 2 if trainer.bf16 or trainer.fp16 else _BYTES[settings.dtype]
-    values = layers + _ACTIVATIONS if trainer.gradient_checkpointing else layers * _ACTIVATIONS
-    backbone = weights.backbone * _QUANTIZED_BYTES.get(settings.quantization or "", _BYTES[settings.dtype])
-    return {
-        "weights": int(backbone) + 4 * weights.added,
-        "gradients": weights.trained * _GRADIENT_BYTES,
-        "optimizer (Adam)": weights.trained * _ADAM_BYTES,
-        "activations (estimate)": chunk_tokens * width * values * size,
-        "embeddings and their gradients": 2 * 4 * embeddings * weights.width,
-    }
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _embeddings(batch: Batch) -> int:
-    return len(batch.query) + len(batch.passage)
+def _largest_step(sample: Sequence[Batch], cuts: Sequence[list[list[int]]]) -> LargestStep:
+    """The chunk of most tokens among these batches' chunks, and the size of the largest batch."""
+    places = [(i, chunk) for i, chunks in enumerate(cuts) for chunk in chunks]
+    at, rows = max(places, key=lambda place: int(sample[place[0]].tokens_B()[place[1]].sum()))
+    return LargestStep(
+        chunk=sample[at].rows(rows),
+        alone=max(map(len, cuts)) == 1,
+        queries=max(map(len, sample)),
+        passages=max(len(batch.passage) for batch in sample),
+    )
 
 
 def _lengths(batches: Sequence[Batch]) -> dict[str, np.ndarray]:

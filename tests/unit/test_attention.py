@@ -159,6 +159,8 @@ def test_gradient_is_exact_in_float64() -> None:
 class FlippedState:
     """The mistake that the gradient invariant exists for: the mode is an attribute that the next call overwrites."""
 
+    packs = False
+
     def hidden(self, model: Any, ids_NT: Tensor, mask_NT: Tensor, attention: str) -> Tensor:
         for layer in model.model.layers:
             layer.self_attn.is_causal = attention == "causal"

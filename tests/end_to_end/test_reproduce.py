@@ -1,6 +1,7 @@
 """``ullme reproduce`` on a tiny model, tiny pairs and tiny tasks: every file, and what a killed run costs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,14 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(place, done, monke
 def test_another_study_is_refused_in_the_same_folder(place, done, capsys, more, message):
     assert main(arguments(place, "whole", "floor", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_row_of_another_run_file_is_refused(place, done, tmp_path, capsys):
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    changed = (CONFIGS / "grl.yaml").read_text().replace("beta: 0.1", "beta: 0.2")
+    (tmp_path / "configs" / "grl.yaml").write_text(changed)
+    assert main(arguments(place, "whole", "grl", f"--configs={tmp_path / 'configs'}")) == 2
+    assert "grl-seed0.json' was made with another" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_with_the_row_it_was_in(place, monkeypatch):

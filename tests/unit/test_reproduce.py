@@ -117,6 +117,12 @@ def test_the_same_rows_give_the_same_files_in_any_order(tmp_path):
     assert prepared(tmp_path / "c", {"one": PAIRS[1:]}).sources != first.sources
 
 
+def test_files_stay_in_their_folder_whatever_a_source_is_called(tmp_path):
+    found = prepared(tmp_path / "data", {"/etc/../a b": PAIRS[:10], "/etc/../a_b": PAIRS[10:]}, held_out=0)
+    assert [path.parent for path in found.train] == [tmp_path / "data"] * 2
+    assert sum(len(queries(path)) for path in found.train) == 10 + 20
+
+
 def test_a_row_that_a_test_holds_is_neither_trained_on_nor_held_out(tmp_path):
     tests = {"Task": ["What is THING number 3", "the thing, with number 4."], "Other": ["something else that is long"]}
     overlap = find_overlap({"one": PAIRS}, tests)

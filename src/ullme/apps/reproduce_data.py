@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,8 @@ def prepare(rows: Rows, overlap: Overlap, budget: Budget, folder: Path) -> Prepa
         counts = {"rows": len(rows[name]), "in a test": len(rows[name]) - len(examples)}
         sources[name] = {**counts, "held out": len(examples) - len(free), "trained on": len(kept)}
         if kept:
-            train.append(_write(kept, folder / f"{name}.jsonl"))
+            file = re.sub(r"[^-.\w]", "_", f"{len(train)}-{name}.jsonl")
+            train.append(_write(kept, folder / file))
             sources[name]["sha256"] = file_hash(train[-1])
     if not train:
         raise ValueError(f"data: no row of {', '.join(rows)} is left to train on; add pairs that no test holds")

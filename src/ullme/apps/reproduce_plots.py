@@ -63,14 +63,19 @@ def draw_curves(results: Sequence[RowResult], path: Path, axis: str, belongs: Ca
     found = {name: by_row for name, by_row in curves_of(results, belongs).items() if by_row}
     if not found:
         return None
-    labels = {result.row: result.label for result in results}
+    labels = {result.row: result.label for result in results if result.history}
+    colours = {row: f"C{i}" for i, row in enumerate(labels)}
     figure, panels = _panels(len(found), height=3.2)
     for axes, (name, by_row) in zip(panels, sorted(found.items()), strict=True):
         for row, curve in by_row.items():
             steps = sorted(curve)
             style = "o-" if name.startswith("eval_") else "-"
-            axes.plot(steps, [np.mean(curve[s]) for s in steps], style, label=labels[row], markersize=3)
-            axes.fill_between(steps, [min(curve[s]) for s in steps], [max(curve[s]) for s in steps], alpha=0.2)
+            axes.plot(
+                steps, [np.mean(curve[s]) for s in steps], style, label=labels[row], color=colours[row], markersize=3
+            )
+            axes.fill_between(
+                steps, [min(curve[s]) for s in steps], [max(curve[s]) for s in steps], color=colours[row], alpha=0.2
+            )
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.set_ylabel(axis, fontsize=8)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from ullme.apps.reproduce_budgets import BUDGETS, budget_of
 from ullme.apps.reproduce_data import prepare, read_rows, sources_of
 from ullme.apps.reproduce_floor import BagOfWords
-from ullme.apps.reproduce_overlap import Overlap, _texts, find_overlap
+from ullme.apps.reproduce_overlap import Overlap, TaskTexts, _texts, find_overlap
 from ullme.apps.reproduce_results import RowResult, TaskScore, file_of, load_result, load_results
 from ullme.apps.reproduce_rows import ROWS, chosen_rows
 from ullme.types import PairExample
@@ -124,8 +124,8 @@ def test_files_stay_in_their_folder_whatever_a_source_is_called(tmp_path):
 
 
 def test_a_row_that_a_test_holds_is_neither_trained_on_nor_held_out(tmp_path):
-    tests = {"Task": ["What is THING number 3", "the thing, with number 4."], "Other": ["something else that is long"]}
-    overlap = find_overlap({"one": PAIRS}, tests)
+    judged = ["What is THING number 3", "the thing, with number 4."]
+    overlap = find_overlap({"one": PAIRS}, [TaskTexts("Task", judged), TaskTexts("Other", ["one that no row holds"])])
     assert overlap.counts == {"Task": {"one": {"positives": 1, "queries": 1}}}
     found = prepared(tmp_path, {"one": PAIRS}, overlap, rows_per_source=1000)
     seen = {*queries(found.train[0]), *queries(found.held_out)}
@@ -135,12 +135,18 @@ def test_a_row_that_a_test_holds_is_neither_trained_on_nor_held_out(tmp_path):
 
 def test_short_texts_that_are_equal_are_no_overlap():
     pairs = [PairExample("thank you", ("you are welcome",), ())]
-    assert not find_overlap({"one": pairs}, {"Task": ["Thank you!", "You are welcome."]}).counts
+    assert not find_overlap({"one": pairs}, [TaskTexts("Task", ["Thank you!", "You are welcome."])]).counts
+
+
+def test_a_row_whose_passage_is_searched_is_counted_and_kept():
+    overlap = find_overlap({"one": PAIRS}, [TaskTexts("Task", [], [PAIRS[7].positives[0], PAIRS[8].query])])
+    assert overlap.corpus_counts == {"Task": {"one": {"positives": 1, "queries": 1}}}
+    assert not overlap.counts and not any(overlap.touches(pair) for pair in PAIRS)
 
 
 def test_nothing_left_to_train_on_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no row of one is left"):
-        prepared(tmp_path, {"one": PAIRS[:1]}, find_overlap({"one": PAIRS[:1]}, {"Task": [PAIRS[0].query]}))
+        prepared(tmp_path, {"one": PAIRS[:1]}, find_overlap({"one": PAIRS[:1]}, [TaskTexts("Task", [PAIRS[0].query])]))
 
 
 def test_texts_of_a_task_are_those_of_its_evaluated_splits():

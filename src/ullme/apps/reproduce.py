@@ -19,7 +19,7 @@ from ullme.apps.quickstart import cpu_multiplies_bfloat16
 from ullme.apps.reproduce_budgets import Budget, budget_of
 from ullme.apps.reproduce_data import prepare, read_rows
 from ullme.apps.reproduce_manifest import require_same_study, write_manifest
-from ullme.apps.reproduce_overlap import find_overlap, scored_texts
+from ullme.apps.reproduce_overlap import find_overlap, texts_of
 from ullme.apps.reproduce_plots import write_plots
 from ullme.apps.reproduce_results import RowResult, load_results
 from ullme.apps.reproduce_rows import ROWS, Row, chosen_rows
@@ -137,7 +137,7 @@ def make_study(options: Options, console: Console) -> Study:
         folder = write_documentation(documentation(), work / "tasks")
     rows = read_rows(options.data, documentation)
     with console.status("Comparing training rows with the tests ..."):
-        overlap = find_overlap(rows, {task.metadata.name: scored_texts(_local(task, folder)) for task in tasks})
+        overlap = find_overlap(rows, (texts_of(_local(task, folder)) for task in tasks))
     return Study(
         model=options.model,
         budget=budget,

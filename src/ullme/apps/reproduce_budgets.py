@@ -89,8 +89,8 @@ BUDGETS: dict[str, Budget] = {
         seeds=(0, 1),
         other_seeds=1,
         tasks=("BIOSSES", "XQuADRetrieval:en"),
-        queries=100,
-        passages=300,
+        queries=50,
+        passages=150,
     ),
     "cores": Budget(
         steps=150, mntp_steps=50, batch_size=32, max_length=64, held_out=64, seeds=(0, 1), other_seeds=1, negatives=2

@@ -73,8 +73,9 @@ def write_manifest(study: Study, rows: Iterable[Row], results: Iterable[RowResul
         "prompts": prompt_hashes(study.prompts, study.tasks),
         "data": study.data.sources,
         "overlap": {
-            "rule": "equal words of a query or positive and a text of the scored splits; such rows are left out",
+            "rule": "equal words of a query or positive and a query or sentence of the scored splits: left out",
             "found": study.data.overlap.counts,
+            "passages_of_a_searched_corpus_kept": study.data.overlap.corpus_counts,
         },
         "tasks": [_described(task) for task in study.tasks],
         "tasks_not_in_the_folder": list(study.left_out),

@@ -160,6 +160,7 @@ def _half_copies(model: ULLME, autocast: torch.dtype | None) -> int:
     if autocast is None:
         return 0
     with LiveBytes() as live:
+        live.ignore(list(model.parameters()))
         copies = HalfWeights(model, autocast)
         size = live.now
     del copies

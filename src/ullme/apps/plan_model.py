@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ullme.models import ULLME
 from ullme.models.attention import AttentionSwitch
@@ -16,6 +16,19 @@ from ullme.models.lora import add_adapter
 from ullme.models.pooling import Pooling
 from ullme.models.settings import ModelSettings
 from ullme.models.specs import SPECS
+from ullme.types import Attention, Texts
+
+
+class FakeSwitch(AttentionSwitch):
+    """A switch that picks padded states by places: a mask over fake tensors has no number of tokens."""
+
+    def states(self, causal_lm: PreTrainedModel, texts: Texts, attention: Attention) -> Tensor:
+        """Last hidden states (X, D) of texts end to end."""
+        if self.packs:
+            return super().states(causal_lm, texts, attention)
+        ids_NT, mask_NT = texts.pad(0)
+        at_X = mask_NT.flatten().nonzero().squeeze(1)
+        return self.hidden(causal_lm, ids_NT, mask_NT, attention).flatten(0, 1).index_select(0, at_X)
 
 
 def planned_model(settings: ModelSettings, model_config: Any) -> ULLME:
@@ -37,9 +50,7 @@ def planned_model(settings: ModelSettings, model_config: Any) -> ULLME:
         model._adapted = (add_adapter(model.causal_lm, adapter) if settings.has_adapter else None,)
         model.pooler = Pooling(settings.pooling, width)
     model.settings, model.merged, model.embedding_dimension = settings, (), width
-    model.switch = AttentionSwitch(
-        SPECS.get(model_config.model_type, "argument"), settings.window, packs=settings.packing
-    )
+    model.switch = FakeSwitch(SPECS.get(model_config.model_type, "argument"), settings.window, packs=settings.packing)
     _give_fake_tensors(model)
     return model.train()
 
@@ -61,6 +72,6 @@ def _give_fake_tensors(model: nn.Module) -> None:
                 flag.device_type = "cpu"  # where autocast is looked at
 
 
-def _fake(held: torch.Tensor) -> torch.Tensor:
+def _fake(held: Tensor) -> Tensor:
     empty = torch.empty(held.shape, dtype=held.dtype)
     return nn.Parameter(empty, requires_grad=held.requires_grad) if isinstance(held, nn.Parameter) else empty

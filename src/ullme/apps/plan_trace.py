@@ -43,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
         return made
 
     def ignore(self, tensors: Collection[Tensor]) -> None:
-        """Leave these out, which were there before: an operation in place hands them out again."""
+        """Leave these out, which were there before: views of them, and operations in place, hand them out again."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             self._held.setdefault(id(storage), weakref.ref(storage))
@@ -99,8 +99,8 @@ def chunk_memory(
         parameter.grad = None if alone else torch.zeros_like(parameter)
     copies = HalfWeights(model, autocast) if half and autocast is not None else None
     live = LiveBytes()
-    live.ignore([p.grad for p in trained if p.grad is not None])
     with live, _one_block_of_attention(), nullcontext() if copies is None else copies.used():
+        live.ignore([*model.parameters(), *model.buffers(), *(p.grad for p in trained if p.grad is not None)])
         with _autocast(autocast):
             inputs = objective_inputs(model, chunk, frozenset(needs) - {"mismatched", "teacher"})
         kept = live.now

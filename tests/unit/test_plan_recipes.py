@@ -54,7 +54,10 @@ def test_a_recipe_states_the_papers_hyper_parameters(recipe):
     assert run.reference == "live"
 
 
-@pytest.mark.parametrize("recipe", MODELS)
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("mistral-7b-instruct", "llama-3-8b-instruct")]
+
+
+@pytest.mark.parametrize("recipe", ["phi-1.5", *LARGE])
 def test_a_recipe_is_planned_without_weights(tmp_path, monkeypatch, recipe):
     _, dimensions, weights, adapter = MODELS[recipe]
     folder = tmp_path / "model"

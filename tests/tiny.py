@@ -78,10 +78,11 @@ def tiny_ullme(
 ) -> ULLME:
     """A ULLME on a tiny model written into ``folder``, its LoRA weights random so that the adapter matters."""
     path = folder / model_type
-    if not path.exists():
-        with torch.random.fork_rng(devices=[]):  # whoever asks first gets the adapter that the others get
+    with torch.random.fork_rng(devices=[]):  # the same adapter whoever asks, and whoever asked before
+        if not path.exists():
             tiny_folder(path, model_type, **(changes or {}))
-    model = ULLME(str(path), max_length=settings.pop("max_length", 64), **settings)
+        torch.manual_seed(0)
+        model = ULLME(str(path), max_length=settings.pop("max_length", 64), **settings)
     randomise_adapter(model)
     return model
 

@@ -8,13 +8,13 @@ import pytest
 from tests.mteb_folders import write_msmarco, write_sts
 from tests.tiny import tiny_folder
 
-from ullme.apps import reproduce_running as running
-from ullme.apps.reproduce import Options, reproduce
-from ullme.apps.reproduce_budgets import BUDGETS
-from ullme.apps.reproduce_rows import ROWS
 from ullme.cli import main
 from ullme.eval import evaluate
 from ullme.models import ULLME
+from ullme.reproduce import jobs as running
+from ullme.reproduce.budgets import BUDGETS
+from ullme.reproduce.command import Options, reproduce
+from ullme.reproduce.rows import ROWS
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reproduce"
 WORDS = "cat dog tree house river stone cloud bread night music road light".split()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from ullme.apps.reproduce_budgets import BUDGETS, budget_of
-from ullme.apps.reproduce_data import prepare, read_rows, sources_of
-from ullme.apps.reproduce_floor import BagOfWords
-from ullme.apps.reproduce_overlap import Overlap, TaskTexts, _texts, find_overlap
-from ullme.apps.reproduce_results import RowResult, TaskScore, file_of, load_result, load_results
-from ullme.apps.reproduce_rows import ROWS, chosen_rows
+from ullme.reproduce.budgets import BUDGETS, budget_of
+from ullme.reproduce.data import prepare, read_rows, sources_of
+from ullme.reproduce.floor import BagOfWords
+from ullme.reproduce.overlap import Overlap, TaskTexts, _texts, find_overlap
+from ullme.reproduce.results import RowResult, TaskScore, file_of, load_result, load_results
+from ullme.reproduce.rows import ROWS, chosen_rows
 from ullme.types import PairExample
 
 PAIRS = [PairExample(f"what is thing number {i}?", (f"the thing with number {i}",), ("no",)) for i in range(50)]

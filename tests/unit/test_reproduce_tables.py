@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.unit.test_reproduce import result
-from ullme.apps import reproduce_plots as plots
-from ullme.apps.reproduce_bootstrap import (
+from ullme.reproduce import plots
+from ullme.reproduce.bootstrap import (
     Comparison,
     Interval,
     against,
@@ -17,8 +17,8 @@ from ullme.apps.reproduce_bootstrap import (
     paired_differences,
     scores_of,
 )
-from ullme.apps.reproduce_results import RowResult, TaskScore
-from ullme.apps.reproduce_tables import by_task, by_type, write_tables
+from ullme.reproduce.results import RowResult, TaskScore
+from ullme.reproduce.tables import by_task, by_type, write_tables
 
 
 @pytest.fixture

@@ -32,9 +32,9 @@ def reproduce(
     work: Annotated[Path, typer.Option(help="Where checkpoints and models are put.")] = Path("runs/reproduce"),
 ) -> None:
     """Train and score every row of the paper's Table 2. The same command goes on where it was killed."""
-    from ullme.apps.reproduce import Options
-    from ullme.apps.reproduce import reproduce as run
     from ullme.cli.console import stdout
+    from ullme.reproduce.command import Options
+    from ullme.reproduce.command import reproduce as run
 
     console = stdout()
     options = Options(

@@ -10,14 +10,14 @@ from typing import Any
 
 from mteb.abstasks import AbsTask
 
-from ullme.apps.reproduce_data import file_hash
-from ullme.apps.reproduce_environment import commit, hardware, versions
-from ullme.apps.reproduce_results import RowResult, written
-from ullme.apps.reproduce_rows import Row
-from ullme.apps.reproduce_running import Study
 from ullme.eval.prompting import PromptPolicy, prompt_policy
 from ullme.eval.tasks import parts_of
 from ullme.prompts import ECHO_TEMPLATE, GENERATION_TEMPLATE, INSTRUCTION_TEMPLATE
+from ullme.reproduce.data import file_hash
+from ullme.reproduce.environment import commit, hardware, versions
+from ullme.reproduce.jobs import Study
+from ullme.reproduce.results import RowResult, written
+from ullme.reproduce.rows import Row
 
 MANIFEST = "manifest.json"
 #: What of a budget may be other when a study is added to: it changes no score that is kept.

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ullme.apps.reproduce_bootstrap import Interval, Scores, against, bootstrap, paired_differences, scores_of
-from ullme.apps.reproduce_results import RowResult
-from ullme.apps.reproduce_rows import COMPARED_WITH
-from ullme.apps.reproduce_tables import grouped
+from ullme.reproduce.bootstrap import Interval, Scores, against, bootstrap, paired_differences, scores_of
+from ullme.reproduce.results import RowResult
+from ullme.reproduce.rows import COMPARED_WITH
+from ullme.reproduce.tables import grouped
 
 _PANELS_ACROSS = 4
 

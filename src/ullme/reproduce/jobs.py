@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from mteb.abstasks import AbsTask
 
-from ullme.apps.reproduce_budgets import Budget
-from ullme.apps.reproduce_data import Prepared, digest, file_hash
-from ullme.apps.reproduce_environment import commit, hardware, versions
-from ullme.apps.reproduce_floor import BagOfWords
-from ullme.apps.reproduce_results import RowResult, TaskScore, file_of, load_result
-from ullme.apps.reproduce_rows import Row
-from ullme.apps.reproduce_tasks import LANGUAGES
 from ullme.apps.run_folder import MODEL_FOLDER
 from ullme.apps.train import train
 from ullme.config import RunConfig, read_run_file
 from ullme.eval import EvaluationResults, evaluate
 from ullme.models import ULLME
+from ullme.reproduce.budgets import Budget
+from ullme.reproduce.data import Prepared, digest, file_hash
+from ullme.reproduce.environment import commit, hardware, versions
+from ullme.reproduce.floor import BagOfWords
+from ullme.reproduce.results import RowResult, TaskScore, file_of, load_result
+from ullme.reproduce.rows import Row
+from ullme.reproduce.tasks import LANGUAGES
 
 #: What of a run changes no score.
 _NO_MATTER = ("output_dir", "report_to", "use_cpu", "chunk_tokens", "logging_steps", "save_steps", "save_total_limit")

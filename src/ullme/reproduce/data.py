@@ -15,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError
 
 from ullme.apps.doc_pairs import DocPairs
-from ullme.apps.reproduce_budgets import Budget
-from ullme.apps.reproduce_overlap import Overlap
 from ullme.data import DataSource, load_pairs
+from ullme.reproduce.budgets import Budget
+from ullme.reproduce.overlap import Overlap
 from ullme.types import PairExample
 
 DOCUMENTATION = "documentation"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from ullme.apps.reproduce_bootstrap import LEVEL, Comparison, against, claimed_order, references, scores_of
-from ullme.apps.reproduce_results import RowResult, written
-from ullme.apps.reproduce_rows import ROWS
+from ullme.reproduce.bootstrap import LEVEL, Comparison, against, claimed_order, references, scores_of
+from ullme.reproduce.results import RowResult, written
+from ullme.reproduce.rows import ROWS
 
 #: The order of the paper's columns; other types come after.
 TYPES = "Retrieval Reranking Clustering PairClassification Classification STS Summarization".split()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ullme.apps.reproduce_results import RowResult
-from ullme.apps.reproduce_rows import BASES, CLAIMED_ORDER, COMPARED_WITH, FLOOR
+from ullme.reproduce.results import RowResult
+from ullme.reproduce.rows import BASES, CLAIMED_ORDER, COMPARED_WITH, FLOOR
 
 DRAWS = 10_000
 LEVEL = 0.95

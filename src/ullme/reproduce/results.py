@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ullme.apps.reproduce_rows import ROWS
+from ullme.reproduce.rows import ROWS
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ from rich.console import Console
 from ullme.apps.doc_pairs import DocPairs, doc_pairs
 from ullme.apps.doc_sources import PACKAGES
 from ullme.apps.quickstart import cpu_multiplies_bfloat16
-from ullme.apps.reproduce_budgets import Budget, budget_of
-from ullme.apps.reproduce_data import prepare, read_rows
-from ullme.apps.reproduce_manifest import require_same_study, write_manifest
-from ullme.apps.reproduce_overlap import find_overlap, texts_of
-from ullme.apps.reproduce_plots import write_plots
-from ullme.apps.reproduce_results import RowResult, load_results
-from ullme.apps.reproduce_rows import ROWS, Row, chosen_rows
-from ullme.apps.reproduce_running import Job, Study, finished, jobs, made_of, run, stage_configs
-from ullme.apps.reproduce_tables import Table, write_tables
-from ullme.apps.reproduce_tasks import chosen_tasks, write_documentation
 from ullme.eval.local import with_local_data
+from ullme.reproduce.budgets import Budget, budget_of
+from ullme.reproduce.data import prepare, read_rows
+from ullme.reproduce.jobs import Job, Study, finished, jobs, made_of, run, stage_configs
+from ullme.reproduce.manifest import require_same_study, write_manifest
+from ullme.reproduce.overlap import find_overlap, texts_of
+from ullme.reproduce.plots import write_plots
+from ullme.reproduce.results import RowResult, load_results
+from ullme.reproduce.rows import ROWS, Row, chosen_rows
+from ullme.reproduce.tables import Table, write_tables
+from ullme.reproduce.tasks import chosen_tasks, write_documentation
 
 MAX_WORDS = 40  # of a documentation passage: about 50 tokens
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,8 @@ from ullme.extension import imported_function, is_import_path
 
 Row = tuple[int, dict[str, Any]]
 Reader = Callable[..., Iterator[Row]]
+#: A row, or what is wrong with it: reading goes on behind one that is broken.
+Attempt = tuple[int, dict[str, Any] | ValueError]
 
 #: How a file's name tells its format.
 SUFFIXES: dict[str, str] = {
@@ -86,14 +88,47 @@ def jsonl_rows(path: str, subset: str | None = None, split: str | None = None) -
     Raises:
         ValueError: a line that is not UTF-8, not JSON or not an object, or a broken gzip file.
     """
+    return firm(jsonl_attempts(path))
+
+
+def jsonl_attempts(path: str, subset: str | None = None, split: str | None = None) -> Iterator[Attempt]:
+    """As ``jsonl_rows``, with the complaint about a line in its place.
+
+    Raises:
+        ValueError: a broken gzip file.
+    """
+    for number, line in lines_of(path):
+        if line.strip():
+            try:
+                yield number, json_object(line, f"{path}, line {number}", first=number == 1)
+            except ValueError as error:
+                yield number, error
+
+
+def lines_of(path: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file (optionally gzipped), numbered from 1.
+
+    Raises:
+        ValueError: a broken gzip file.
+    """
     opened = gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
     with opened as file:
         try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, json_object(line, f"{path}, line {number}", first=number == 1)
+            yield from enumerate(file, start=1)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: broken gzip file ({error}); compress it again, or unpack it") from error
+
+
+def firm(attempts: Iterable[Attempt]) -> Iterator[Row]:
+    """The rows of attempts.
+
+    Raises:
+        ValueError: the first that failed.
+    """
+    for number, row in attempts:
+        if isinstance(row, ValueError):
+            raise row
+        yield number, row
 
 
 def json_object(line: bytes, at: str, first: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ullme.data.columns import DEFAULT_COLUMNS, SCORED, Layout, layout_of
+from ullme.data.dialects import dialect_roles
 from ullme.data.wording import shortened
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -22,10 +23,12 @@ class RowReader:
     Attributes:
         where: what stands before a row's number in an error, for instance ``pairs.jsonl, line``.
         roles: role -> columns as the user named them; a role left out is read from its default columns.
+        dialect: whose columns these are (``DIALECTS``); None tells it by the columns of each row.
     """
 
     where: str
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dialect: str | None = None
     _layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict)
 
     def read(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -48,7 +51,7 @@ class RowReader:
     def layout(self, names: tuple[str, ...], at: str) -> Layout:
         """Role -> the columns among ``names`` that say it (``layout_of``)."""
         if names not in self._layouts:
-            self._layouts[names] = layout_of(names, self.roles, at)
+            self._layouts[names] = layout_of(names, dialect_roles(names, self.dialect, self.roles, at), at)
         return self._layouts[names]
 
 
@@ -140,7 +143,19 @@ def _texts(value: Any, name: str, at: str, needed: bool) -> list[str]:
     if value is None and not needed:
         return []
     if not isinstance(value, list | tuple):
-        return [_text(value, name, at)]
+        return [_passage(value, name, at)]
     if needed and not value:
         raise ValueError(f"{at}: {name}: empty list; give at least one text or remove the row")
-    return [_text(text, f"{name}[{i}]", at) for i, text in enumerate(value)]
+    return [_passage(text, f"{name}[{i}]", at) for i, text in enumerate(value)]
+
+
+def _passage(value: Any, name: str, at: str) -> str:
+    """A text, or the title and text of an object that has them."""
+    if not isinstance(value, Mapping) or "text" not in value:
+        return _text(value, name, at)
+    return _text(titled(value.get("title"), value["text"]), f"{name}.text", at)
+
+
+def titled(title: Any, text: Any) -> Any:
+    """A passage as it is read: its title, where it has one, a blank, and its text."""
+    return f"{title} {text}".strip() if title and isinstance(title, str) and isinstance(text, str) else text

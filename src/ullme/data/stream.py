@@ -10,9 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ullme.data.blocks import BlockFile, ParquetBlocks, blocks_of
-from ullme.data.columns import roles_of
 from ullme.data.files import labels_of
-from ullme.data.readers import format_of
 from ullme.data.rows import RowReader
 from ullme.data.schema import PairDataset, example_of, source_names
 from ullme.data.source import DataSource, weights_of
@@ -86,9 +84,8 @@ class StreamedRows:
         self._files: list[BlockFile] = []
         self._readers: list[RowReader] = []
         for path in paths:
-            chosen = format_of(path, source.format)
-            reader = RowReader(f"{path}, {'line' if chosen == 'jsonl' else 'row'}", roles_of(source.columns))
-            self._files.append(_only_read(blocks_of(path, chosen, source.subset, source.split), reader, path))
+            container, reader = source.reader(path)
+            self._files.append(_only_read(blocks_of(path, container, source.subset, source.split), reader, path))
             self._readers.append(reader)
         counts = [file.block_rows for file in self._files]
         self._file_X = np.repeat(np.arange(len(counts)), [len(count) for count in counts])

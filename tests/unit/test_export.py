@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from tests.tiny import _SIZES, SENTENCES, tiny_tokenizer, tiny_ullme
 from ullme.apps import check_tiny
-from ullme.export import export_sentence_transformers
+from ullme.export import directory, export_sentence_transformers, parity
 from ullme.models import ULLME
 from ullme.models.tensors import weights_digest
 
@@ -97,11 +98,77 @@ def test_what_sentence_transformers_cannot_say_is_refused(tmp_path, setting, rea
     assert sorted(p.name for p in tmp_path.iterdir()) == ["llama"]
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_silently_causal_export_is_caught_and_leaves_nothing(tmp_path, monkeypatch, architecture):
+    written = directory.write_directory
+
+    def forgetful(model, folder, *args, **options):
+        written(model, folder, *args, **options)
+        config = json.loads((folder / "config.json").read_text())
+        kept = {k: v for k, v in config.items() if k not in ("is_causal", "use_bidirectional_attention")}
+        (folder / "config.json").write_text(json.dumps(kept))
+
+    monkeypatch.setattr("ullme.export.run.write_directory", forgetful)
+    with pytest.raises(ValueError, match="a token does not see the next one there, without padding"):
+        export_sentence_transformers(tiny_ullme(tmp_path, architecture), tmp_path / "export")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [architecture]
+
+
+def test_an_export_that_is_causal_only_with_padding_is_caught(tmp_path, monkeypatch):
+    states = parity._states
+    monkeypatch.setattr(
+        parity, "_states", lambda exported, ids, padding: states(_causal(exported, padding), ids, padding)
+    )
+    with pytest.raises(ValueError, match="does not see the next one there, with padding"):
+        export_sentence_transformers(tiny_ullme(tmp_path), tmp_path / "export")
+
+
+def _causal(exported, padding):
+    exported[0].model.config.is_causal = padding > 0
+    return exported
+
+
 def test_export_that_embeds_otherwise_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("ullme.export._backbone", lambda model: tiny_ullme(tmp_path, "qwen3").causal_lm.model)
-    with pytest.raises(ValueError, match="does not reproduce this model"):
+    other = tiny_ullme(tmp_path, "qwen3").causal_lm.model
+    other.config.is_causal = False
+    monkeypatch.setattr(directory, "_backbone", lambda model, merge: other)
+    with pytest.raises(ValueError, match="each text alone differs by"):
         export_sentence_transformers(tiny_ullme(tmp_path), tmp_path / "export")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["llama", "qwen3"]
+
+
+def test_other_token_ids_are_caught(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory, "_append_eos", lambda tokenizer: None)
+    with pytest.raises(ValueError, match="has the token ids .* there, and .* here"):
+        export_sentence_transformers(tiny_ullme(tmp_path, append_eos=True), tmp_path / "export")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_adapter_kept_apart_embeds_the_same_and_moves_with_its_folder(tmp_path, architecture):
+    model = tiny_ullme(tmp_path, architecture, lora_name="adapter")
+    path = export_sentence_transformers(model, tmp_path / "export", keep_adapter=True)
+    exported = assert_same(model, path.rename(tmp_path / "moved"))
+    kept = load_file(tmp_path / "moved" / "model.safetensors")
+    original = ULLME(str(tmp_path / architecture)).causal_lm.base_model.state_dict()
+    assert kept.keys() <= original.keys() and all(torch.equal(kept[name], original[name]) for name in kept)
+    assert any("lora_A" in name for name, _ in exported.named_parameters())
+
+
+def test_keeping_an_adapter_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep_adapter: this model has no adapter"):
+        export_sentence_transformers(tiny_ullme(tmp_path), tmp_path / "export", keep_adapter=True)
+
+
+def test_a_window_that_the_model_ignores_is_refused_unless_no_text_is_longer(tmp_path):
+    with pytest.raises(ValueError, match="^export: window: 'full'"):
+        export_sentence_transformers(tiny_ullme(tmp_path, "gemma3_text", window="full"), tmp_path / "export")
+    short = tiny_ullme(tmp_path, "gemma3_text", window="full", max_length=5)
+    assert_same(short, export_sentence_transformers(short, tmp_path / "export"))
+
+
+def test_the_longest_golden_text_fills_the_model(tmp_path):
+    model = tiny_ullme(tmp_path, max_length=100)
+    assert model.text_tokenizer.texts(parity.golden_texts(model)).lengths_N.max() == 100
 
 
 def test_existing_folder_is_not_overwritten(tmp_path):

@@ -14,6 +14,7 @@ from ullme import __version__
 from ullme.cli.check import check
 from ullme.cli.encode import encode
 from ullme.cli.eval import evaluate
+from ullme.cli.export import export
 from ullme.cli.quickstart import quickstart
 from ullme.cli.reproduce import reproduce
 from ullme.cli.search import search
@@ -42,6 +43,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("encode")(encode)
 app.command("search")(search)
+app.command("export")(export)
 app.command("check")(check)
 app.command("reproduce")(reproduce)
 

@@ -13,12 +13,16 @@ from ullme.eval import evaluate
 from ullme.models import ULLME
 from ullme.reproduce import jobs as running
 from ullme.reproduce.budgets import BUDGETS
-from ullme.reproduce.command import Options, reproduce
+from ullme.reproduce.command import reproduce
+from ullme.reproduce.options import Options
 from ullme.reproduce.rows import ROWS
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reproduce"
 WORDS = "cat dog tree house river stone cloud bread night music road light".split()
-SMALL = ("steps=2", "mntp_steps=1", "batch_size=4", "max_length=32", "held_out=4", "other_seeds=1", "seeds=[0,1]")
+SMALL = (
+    *("steps=2", "mntp_steps=1", "mined=3", "miner_steps=1", "batch_size=4", "max_length=32", "held_out=4"),
+    *("other_seeds=1", "seeds=[0,1]"),
+)
 
 
 def write_pairs(folder):

@@ -16,7 +16,7 @@ def reproduce(
         ),
     ] = None,
     model: Annotated[str, typer.Option(help="A packaged model, hub name or model folder.")] = "smollm2-135m-instruct",
-    budget: Annotated[str, typer.Option(help="smoke, cores, hour, gpu or paper.")] = "smoke",
+    budget: Annotated[str, typer.Option(help="smoke, small, hour, gpu or paper.")] = "smoke",
     name: Annotated[str | None, typer.Option(help="Of the study; default model and budget.")] = None,
     rows: Annotated[str | None, typer.Option(help="Rows or run files, by commas; default the whole table.")] = None,
     seeds: Annotated[str | None, typer.Option(help="For instance 0,1,2; default the budget's.")] = None,
@@ -25,16 +25,21 @@ def reproduce(
     data: Annotated[
         Path | None, typer.Option(help="Folder or file of pairs, or a YAML list of sources; default documentation.")
     ] = None,
+    labelled: Annotated[
+        str | None, typer.Option(help="Sources, by commas, whose own negatives stay beside the mined ones.")
+    ] = None,
     mteb_folder: Annotated[Path | None, typer.Option(help="Local MTEB datasets, as <org>/<name>.")] = None,
-    prompts: Annotated[str, typer.Option(help="none, task (mteb's), or a YAML file task -> instruction.")] = "none",
+    prompts: Annotated[
+        str, typer.Option(help="none, task (mteb's), wang (by type of task), or a YAML file task -> instruction.")
+    ] = "none",
     configs: Annotated[Path, typer.Option(help="Folder of the rows' run files.")] = Path("configs/reproduce"),
     results: Annotated[Path, typer.Option(help="Where results/<name> is put.")] = Path("results"),
     work: Annotated[Path, typer.Option(help="Where checkpoints and models are put.")] = Path("runs/reproduce"),
 ) -> None:
     """Train and score every row of the paper's Table 2. The same command goes on where it was killed."""
     from ullme.cli.console import stdout
-    from ullme.reproduce.command import Options
     from ullme.reproduce.command import reproduce as run
+    from ullme.reproduce.options import Options
 
     console = stdout()
     options = Options(
@@ -44,6 +49,7 @@ def reproduce(
         rows=_listed(rows),
         seeds=_seeds(seeds),
         data=data,
+        labelled=_listed(labelled) or (),
         tasks=_listed(tasks) or (),
         benchmark=benchmark,
         mteb_folder=mteb_folder,

@@ -11,16 +11,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeI
 from ullme.data.wording import hint
 from ullme.models.settings import require_choice
 
-#: Real tasks for which local folders are known to hold the official data; a task is ``name[:subset[:split]]``.
+#: Tasks of few tokens for which local folders are known to hold usable data; a task is ``name[:subset[:split]]``.
 SHORT_TASKS = (
     *("STSBenchmark", "STS13", "BIOSSES", "Banking77Classification", "EmotionClassification"),
     *("AmazonCounterfactualClassification:en", "MTOPDomainClassification:en:validation"),
-    *("TweetSentimentExtractionClassification", "XQuADRetrieval:en", "SummEvalSummarization.v2"),
+    *("MassiveScenarioClassification:en:test", "XQuADRetrieval:en", "TwentyNewsgroupsClustering.v2"),
 )
 ALL_TASKS = (
     *SHORT_TASKS,
-    *("STS12", "STS14", "MassiveScenarioClassification:en:test", "MLQuestions", "SciFact"),
-    "TwentyNewsgroupsClustering.v2",
+    *("STS12", "STS14", "TweetSentimentExtractionClassification", "MLQuestions", "SciFact"),
+    "SummEvalSummarization.v2",
 )
 
 #: Rows that get every seed of a budget also where the others get fewer.
@@ -38,8 +38,13 @@ class Budget(BaseModel):
         steps: optimiser steps of each trained row.
         mntp_steps: steps of LLM2Vec's first stage, which come before.
         batch_size: queries per step.
-        negatives: hard negatives per query at most.
-        max_length: tokens of a text at most; Echo, which reads it twice, has double.
+        negatives: hard negatives of a query in one step at most, drawn from those that it has.
+        mined: hard negatives that are mined for each query; 0 leaves rows the negatives that they bring.
+        margin: a mined negative's cosine is at most the positive's less this share of it.
+        miner_steps: steps of contrastive training, with in-batch negatives alone, of the LLM that mines; 0 takes a bag
+            of words in its place.
+        words: words of a training text at most.
+        max_length: tokens of a text at most, in training and in scoring; Echo, which reads it twice, has double.
         chunk_tokens: tokens that have a graph at once.
         rows_per_source: training rows of one source at most, drawn by the hash of their query.
         held_out: rows that are not trained on, to watch losses and rank agreement.
@@ -56,8 +61,12 @@ class Budget(BaseModel):
     steps: PositiveInt
     mntp_steps: PositiveInt
     batch_size: PositiveInt = Field(ge=2)
-    negatives: PositiveInt = 2
-    max_length: PositiveInt = 128
+    negatives: NonNegativeInt = 2
+    mined: NonNegativeInt = 8
+    margin: float = Field(default=0.05, ge=0, lt=1)
+    miner_steps: NonNegativeInt = 0
+    words: PositiveInt = 200
+    max_length: PositiveInt = 512
     chunk_tokens: PositiveInt = 8192
     rows_per_source: PositiveInt = 20_000
     held_out: NonNegativeInt = 128
@@ -74,7 +83,7 @@ class Budget(BaseModel):
         return self.seeds if row in MORE_SEEDS else self.seeds[: self.other_seeds]
 
 
-#: ``smoke`` ends in minutes on two cores and says nothing about the ordering. ``cores`` is about half an hour per row
+#: ``smoke`` ends in minutes on two cores and says nothing about the ordering. ``small`` is about half an hour per row
 #: and seed on two cores, ``hour`` the whole table in about an hour on one GPU, ``gpu`` the full study on one GPU, and
 #: ``paper`` the paper's scale: its benchmark, for pairs (MS MARCO in the paper) that ``--data`` names.
 BUDGETS: dict[str, Budget] = {
@@ -82,6 +91,7 @@ BUDGETS: dict[str, Budget] = {
         steps=4,
         mntp_steps=2,
         batch_size=8,
+        words=24,
         max_length=64,
         rows_per_source=200,
         held_out=8,
@@ -89,22 +99,31 @@ BUDGETS: dict[str, Budget] = {
         seeds=(0, 1),
         other_seeds=1,
         tasks=("BIOSSES", "XQuADRetrieval:en"),
-        queries=50,
-        passages=150,
+        queries=30,
+        passages=90,
     ),
-    "cores": Budget(
-        steps=150, mntp_steps=50, batch_size=32, max_length=64, held_out=64, seeds=(0, 1), other_seeds=1, negatives=2
+    "small": Budget(
+        steps=150,
+        mntp_steps=50,
+        batch_size=32,
+        miner_steps=50,
+        words=48,
+        rows_per_source=700,
+        held_out=64,
+        seeds=(0, 1),
+        other_seeds=1,
     ),
-    "hour": Budget(steps=150, mntp_steps=50, batch_size=64, negatives=4, seeds=(0,)),
+    "hour": Budget(steps=150, mntp_steps=50, batch_size=64, negatives=4, miner_steps=50, words=100, seeds=(0,)),
     "gpu": Budget(
-        steps=500, mntp_steps=200, batch_size=128, negatives=4, max_length=256, seeds=(0, 1, 2), tasks=ALL_TASKS
+        steps=500, mntp_steps=200, batch_size=128, negatives=8, miner_steps=100, seeds=(0, 1, 2), tasks=ALL_TASKS
     ),
     "paper": Budget(
         steps=1000,
         mntp_steps=1000,
         batch_size=512,
         negatives=8,
-        max_length=512,
+        miner_steps=200,
+        words=400,
         rows_per_source=1_000_000,
         seeds=(0, 1, 2),
         tasks=(),

@@ -1,4 +1,4 @@
-"""The rows that every trained row of the tables learns from: read, cleared of test texts, sampled, written, hashed."""
+"""The rows that every trained row of the tables learns from: read, cleared of test texts, cut, sampled, written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ullme.apps.doc_pairs import DocPairs
 from ullme.data import DataSource, load_pairs
 from ullme.reproduce.budgets import Budget
 from ullme.reproduce.overlap import Overlap
+from ullme.reproduce.results import written
 from ullme.types import PairExample
 
 DOCUMENTATION = "documentation"
@@ -30,13 +31,13 @@ class Prepared:
     """Training data on disk.
 
     Attributes:
-        train: a file per source.
+        train: source -> file; a source of which nothing is left has none.
         held_out: file of the rows that are watched and not trained on; None if there are none.
         sources: by source: rows read, left out because a test holds them, held out, trained on; and the files' hashes.
         overlap: what training rows and tests share.
     """
 
-    train: tuple[Path, ...]
+    train: Mapping[str, Path]
     held_out: Path | None
     sources: dict[str, dict[str, Any]]
     overlap: Overlap
@@ -75,7 +76,17 @@ def read_rows(data: Path | None, documentation: Callable[[], DocPairs]) -> Rows:
     """
     if data is None:
         return {DOCUMENTATION: documentation().train}
-    dataset = load_pairs(sources_of(data))
+    return _read(sources_of(data))
+
+
+def read_file(path: Path) -> list[PairExample]:
+    """The rows of one file."""
+    (rows,) = _read([DataSource(path=str(path))]).values()
+    return rows
+
+
+def _read(sources: Sequence[DataSource]) -> Rows:
+    dataset = load_pairs(sources)
     parts = zip(dataset.sources, dataset.source_rows(), strict=True)
     return {name: dataset.__getitems__(list(rows)) for name, rows in parts}
 
@@ -83,19 +94,23 @@ def read_rows(data: Path | None, documentation: Callable[[], DocPairs]) -> Rows:
 def prepare(rows: Rows, overlap: Overlap, budget: Budget, folder: Path) -> Prepared:
     """Write the rows that are trained on and those that are held out; the same on every call.
 
-    What a test holds is left out first. Then rows are drawn by the hash of their query: the first ones with negatives
-    are held out, a share of each source, and of the others at most ``rows_per_source`` are kept.
+    What a test holds is left out first: rows whose query or positive it judges, and negatives that it judges. Texts
+    are cut at the budget's words. Then rows are drawn by the hash of their query: the first ones with negatives are
+    held out, a share of each source, and of the others at most ``rows_per_source`` are kept.
 
     Raises:
         ValueError: nothing is left to train on.
     """
-    clean = {name: sorted((e for e in read if not overlap.touches(e)), key=_draw) for name, read in rows.items()}
+    clean = {
+        name: sorted((_cut(overlap.cleared(e), budget.words) for e in read if not overlap.touches(e)), key=_draw)
+        for name, read in rows.items()
+    }
     held_out: list[PairExample] = []
     for examples in clean.values():
         share = min(-(-budget.held_out // len(rows)), budget.held_out - len(held_out))
         held_out += _watched(examples, share, {e.query for e in held_out})
     queries = {e.query for e in held_out}  # of every source: they may share a query
-    train: list[Path] = []
+    train: dict[str, Path] = {}
     sources: dict[str, dict[str, Any]] = {}
     for name, examples in clean.items():
         free = [e for e in examples if e.query not in queries]
@@ -104,12 +119,12 @@ def prepare(rows: Rows, overlap: Overlap, budget: Budget, folder: Path) -> Prepa
         sources[name] = {**counts, "held out": len(examples) - len(free), "trained on": len(kept)}
         if kept:
             file = re.sub(r"[^-.\w]", "_", f"{len(train)}-{name}.jsonl")
-            train.append(_write(kept, folder / file))
-            sources[name]["sha256"] = file_hash(train[-1])
+            train[name] = write_rows(kept, folder / file)
+            sources[name]["sha256"] = file_hash(train[name])
     if not train:
         raise ValueError(f"data: no row of {', '.join(rows)} is left to train on; add pairs that no test holds")
-    watched_file = _write(held_out, folder / "held_out" / "rows.jsonl") if held_out else None
-    return Prepared(tuple(train), watched_file, sources, overlap)
+    watched_file = write_rows(held_out, folder / "held_out.jsonl") if held_out else None
+    return Prepared(train, watched_file, sources, overlap)
 
 
 def file_hash(path: Path) -> str:
@@ -136,12 +151,25 @@ def _draw(example: PairExample) -> tuple[bytes, str]:
     return hashlib.blake2b(example.query.encode(), digest_size=8).digest(), example.row_id
 
 
-def _write(examples: Iterable[PairExample], path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for e in examples:
-            row: dict[str, Any] = {"query": e.query, "positives": e.positives, "negatives": e.negatives}
-            if e.instruction:
-                row["instruction"] = e.instruction
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return path
+def _cut(example: PairExample, words: int) -> PairExample:
+    """The row with its texts cut; a negative that begins as a positive or another negative does is gone."""
+    positives = tuple(dict.fromkeys(_start(text, words) for text in example.positives))
+    negatives = dict.fromkeys(_start(text, words) for text in example.negatives)
+    kept = tuple(text for text in negatives if text not in positives)
+    return replace(example, query=_start(example.query, words), positives=positives, negatives=kept, scores=None)
+
+
+def _start(text: str, words: int) -> str:
+    parts = text.split()
+    return text if len(parts) <= words else " ".join(parts[:words])
+
+
+def write_rows(examples: Iterable[PairExample], path: Path) -> Path:
+    """Write rows as the JSON lines that ``load_pairs`` reads, all or none."""
+    lines = []
+    for e in examples:
+        row: dict[str, Any] = {"query": e.query, "positives": e.positives, "negatives": e.negatives}
+        if e.instruction:
+            row["instruction"] = e.instruction
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return written(path, "".join(lines))

@@ -3,117 +3,19 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from mteb.abstasks import AbsTask
 
-from ullme.apps.run_folder import MODEL_FOLDER
 from ullme.apps.train import train
-from ullme.config import RunConfig, read_run_file
 from ullme.eval import EvaluationResults, evaluate
 from ullme.models import ULLME
-from ullme.reproduce.budgets import Budget
-from ullme.reproduce.data import Prepared, digest, file_hash
 from ullme.reproduce.environment import commit, hardware, versions
 from ullme.reproduce.floor import BagOfWords
 from ullme.reproduce.results import RowResult, TaskScore, file_of, load_result
-from ullme.reproduce.rows import Row
+from ullme.reproduce.study import Job, Study, made_of, stage_configs
 from ullme.reproduce.tasks import LANGUAGES
-
-#: What of a run changes no score.
-_NO_MATTER = ("output_dir", "report_to", "use_cpu", "chunk_tokens", "logging_steps", "save_steps", "save_total_limit")
-
-
-@dataclass(frozen=True)
-class Study:
-    """All that the rows of one table have in common.
-
-    Attributes:
-        model: packaged model, hub name or folder.
-        budget: steps, batch, lengths, seeds.
-        data: what is trained on.
-        tasks: what is scored.
-        left_out: tasks of the budget that the folder of tasks lacks.
-        task_folder: local data of the tasks; None for the hub.
-        prompts: as for :func:`ullme.eval.evaluate`.
-        configs: folder of the rows' run files.
-        overrides: ``section.key=value`` of every run file.
-        bf16: whether training computes under bfloat16 autocast; scores are computed in the model's dtype.
-        results: folder of scores, tables and plots.
-        work: folder of data, checkpoints and models.
-    """
-
-    model: str
-    budget: Budget
-    data: Prepared
-    tasks: Sequence[AbsTask]
-    left_out: Sequence[str]
-    task_folder: Path | None
-    prompts: Any
-    configs: Path
-    overrides: tuple[str, ...]
-    bf16: bool
-    results: Path
-    work: Path
-
-
-@dataclass(frozen=True)
-class Job:
-    """A row with one seed; the seed of an untrained row is None."""
-
-    row: Row
-    seed: int | None
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return self.row.name if self.seed is None else f"{self.row.name}, seed {self.seed}"
-
-
-def jobs(rows: Iterable[Row], budget: Budget) -> list[Job]:
-    """Every row with each of its seeds."""
-    return [Job(row, seed) for row in rows for seed in (budget.seeds_of(row.name) if row.trained else (None,))]
-
-
-def stage_configs(study: Study, job: Job) -> list[RunConfig]:
-    """The runs of a row, one per stage: its run files with this study's model, data, budget and seed.
-
-    Raises:
-        ValueError: a run file is missing or wrong.
-    """
-    found: list[RunConfig] = []
-    for stage in job.row.stages:
-        path = study.configs / stage
-        own = list(_overrides(study, job, read_run_file(path), path.stem))
-        if found:
-            merged = [*found[-1].model.merged_adapters, str(found[-1].trainer.output_dir / MODEL_FOLDER)]
-            own.append(f"model.merged_adapters={json.dumps(merged)}")
-        found.append(read_run_file(path, [*own, *study.overrides]))
-    return found
-
-
-def made_of(study: Study, job: Job) -> str:
-    """A digest of all that decides a row's scores but the tasks: another one is another experiment."""
-    content = {
-        "row": job.row.name,
-        "seed": job.seed,
-        "model": study.model,
-        "untrained": job.row.untrained,
-        "max_length": study.budget.max_length,
-        "prompts": study.prompts,
-        "overrides": study.overrides if job.row.trained else (),
-    }
-    if job.row.trained:
-        content["data"] = {name: source.get("sha256") for name, source in study.data.sources.items()}
-        content["held_out"] = file_hash(study.data.held_out) if study.data.held_out else None
-        content["stages"] = [_portable(config) for config in stage_configs(study, job)]
-    return digest(content)
 
 
 def finished(study: Study, job: Job) -> RowResult | None:
@@ -140,9 +42,9 @@ def run(study: Study, job: Job) -> RowResult:
     Raises:
         ValueError: what training or evaluation says.
     """
-    start = time.monotonic()
+    start = _now()
     model, history = _model(study, job)
-    trained = time.monotonic()
+    trained = _now()
     scored = evaluate(
         model,
         study.tasks,
@@ -152,7 +54,6 @@ def run(study: Study, job: Job) -> RowResult:
         results_dir=study.results / "mteb",
         show_progress_bar=False,
     )
-    seconds = {"training": trained - start, "evaluation": time.monotonic() - trained}
     result = RowResult(
         row=job.row.name,
         label=job.row.label,
@@ -161,7 +62,7 @@ def run(study: Study, job: Job) -> RowResult:
         scores=task_scores(scored),
         model=f"{scored.model}@{scored.revision}",
         history=history,
-        seconds={name: round(value, 1) for name, value in seconds.items()},
+        seconds=_between("training", start, trained) | _between("evaluation", trained, _now()),
         ran_on={**commit(), "versions": versions(), "hardware": hardware()},
     )
     result.save(study.results)
@@ -189,43 +90,10 @@ def _model(study: Study, job: Job) -> tuple[Any, list[dict[str, Any]]]:
     return done.model, done.history
 
 
-def _overrides(study: Study, job: Job, config: RunConfig, stage: str) -> Iterator[str]:
-    """What the study says in place of a run file."""
-    budget = study.budget
-    hides = any(objective.type == "mntp" for objective in config.objectives)  # learns from texts, not from pairs
-    steps = budget.mntp_steps if hides else budget.steps
-    pairs = [{"path": str(path)} for path in study.data.train]
-    values = {
-        "model.name_or_path": study.model,
-        "model.max_length": budget.max_length * (2 if config.model.echo else 1),
-        "data.train": pairs,
-        "data.negatives_per_query": None if hides else budget.negatives,
-        "trainer.output_dir": str(study.work / f"{job.row.name}-seed{job.seed}" / stage),
-        "trainer.max_steps": steps,
-        "trainer.per_device_train_batch_size": budget.batch_size,
-        "trainer.per_device_eval_batch_size": budget.batch_size,
-        "trainer.chunk_tokens": budget.chunk_tokens,
-        "trainer.seed": job.seed,
-        "trainer.logging_steps": max(1, steps // 50),
-        "trainer.save_steps": max(1, steps // 5),
-        "trainer.save_total_limit": 1,
-        "trainer.report_to": "none",
-        "trainer.bf16": study.bf16,
-        "trainer.use_cpu": not torch.cuda.is_available(),
-    }
-    if study.data.held_out is not None and not hides:
-        values |= {
-            "data.eval": [{"path": str(study.data.held_out), "name": "held_out"}],
-            "trainer.eval_steps": max(1, steps // budget.evaluations),
-            "trainer.rank_agreement": True,
-        }
-    yield from (f"{key}={json.dumps(value)}" for key, value in values.items())
+def _now() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
 
 
-def _portable(config: RunConfig) -> dict[str, Any]:
-    """A run without the places of its files, which another machine or folder has elsewhere."""
-    values = config.model_dump(mode="json", exclude={"eval"})
-    values["trainer"] = {key: value for key, value in values["trainer"].items() if key not in _NO_MATTER}
-    values["data"] = {key: value for key, value in values["data"].items() if key not in ("train", "eval")}
-    values["model"]["merged_adapters"] = len(values["model"]["merged_adapters"])
-    return values
+def _between(what: str, start: tuple[float, float], end: tuple[float, float]) -> dict[str, float]:
+    """Seconds on the clock, and those of this process on all processors: where others work, these tell the cost."""
+    return {what: round(end[0] - start[0], 1), f"{what}, processor": round(end[1] - start[1], 1)}

@@ -15,9 +15,9 @@ from ullme.eval.tasks import parts_of
 from ullme.prompts import ECHO_TEMPLATE, GENERATION_TEMPLATE, INSTRUCTION_TEMPLATE
 from ullme.reproduce.data import file_hash
 from ullme.reproduce.environment import commit, hardware, versions
-from ullme.reproduce.jobs import Study
 from ullme.reproduce.results import RowResult, written
 from ullme.reproduce.rows import Row
+from ullme.reproduce.study import Study
 
 MANIFEST = "manifest.json"
 #: What of a budget may be other when a study is added to: it changes no score that is kept.
@@ -73,9 +73,10 @@ def write_manifest(study: Study, rows: Iterable[Row], results: Iterable[RowResul
         "prompts": prompt_hashes(study.prompts, study.tasks),
         "data": study.data.sources,
         "overlap": {
-            "rule": "equal words of a query or positive and a query or sentence of the scored splits: left out",
+            "rule": "left out: rows whose query or positive is by its words a sentence, query or answering passage of "
+            "a scored split; and negatives that are",
             "found": study.data.overlap.counts,
-            "passages_of_a_searched_corpus_kept": study.data.overlap.corpus_counts,
+            "other_passages_of_a_searched_corpus_kept": study.data.overlap.corpus_counts,
         },
         "tasks": [_described(task) for task in study.tasks],
         "tasks_not_in_the_folder": list(study.left_out),

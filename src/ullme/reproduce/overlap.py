@@ -1,11 +1,12 @@
-"""Texts that stand in the training rows and in a test: found, counted and taken out of training."""
+"""Texts that stand in the training rows and in a test: found, counted, and taken out where the test judges them."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -16,18 +17,26 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from ullme.eval.tasks import parts_of
 from ullme.types import PairExample
 
-#: Task -> source -> queries or positives -> how many.
+#: Task -> source -> queries, positives or negatives -> how many.
 Counts = dict[str, dict[str, dict[str, int]]]
+
+_NO_WORD = re.compile(r"[\W_]+")
 
 #: Shorter texts ("thank you") are the same by chance.
 LEAST_WORDS = 4
+
+_ROLES: Mapping[str, Callable[[PairExample], Sequence[str]]] = {
+    "queries": lambda example: (example.query,),
+    "positives": lambda example: example.positives,
+    "negatives": lambda example: example.negatives,
+}
 
 #: What stands in a task's data and is no text.
 _NO_TEXT = {"id", "_id", "label", "labels", "label_text", "lang", "relevant_docs", "top_ranked"}
 
 
 class TaskTexts(NamedTuple):
-    """A task's texts: what is judged (queries, sentences), and the passages that retrieval searches."""
+    """A task's texts: what is judged (sentences, queries, passages that answer one), and other passages searched."""
 
     task: str
     judged: Iterable[str]
@@ -40,9 +49,10 @@ class Overlap:
 
     Attributes:
         shared: the judged texts, normalised.
-        counts: task -> source -> how many of its queries and positives are judged in the task's evaluated splits.
-        corpus_counts: the same with the passages that the task searches. It is no reason to leave a row out, since a
-            passage says nothing of the test queries; but such a task is not scored zero-shot.
+        counts: task -> source -> how many of its queries, positives and negatives are judged in the task's evaluated
+            splits.
+        corpus_counts: the same with the passages that the task searches and that answer none of its queries. They say
+            nothing of the queries and so leave no row out; but such a task is not scored zero-shot.
     """
 
     shared: frozenset[str] = frozenset()
@@ -50,17 +60,22 @@ class Overlap:
     corpus_counts: Counts = field(default_factory=dict)
 
     def touches(self, example: PairExample) -> bool:
-        """Whether the row's query or a positive stands in a test."""
+        """Whether a test judges the row's query or a positive."""
         return any(normalised(text) in self.shared for text in (example.query, *example.positives))
+
+    def cleared(self, example: PairExample) -> PairExample:
+        """The row without negatives that a test judges."""
+        kept = tuple(text for text in example.negatives if normalised(text) not in self.shared)
+        return example if len(kept) == len(example.negatives) else replace(example, negatives=kept, scores=None)
 
 
 def normalised(text: str) -> str:
     """A text by its words alone: case, punctuation and spaces do not tell two apart."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+    return _NO_WORD.sub(" ", text.casefold()).strip()
 
 
 def find_overlap(sources: Mapping[str, Iterable[PairExample]], tests: Iterable[TaskTexts]) -> Overlap:
-    """Which queries and positives of the sources stand in the tests, as equal texts of ``LEAST_WORDS`` words or more.
+    """Which texts of the sources stand in the tests, as equal texts of ``LEAST_WORDS`` words or more.
 
     Only the training texts are held in memory, so a corpus of millions of passages can be a test. A text that was
     cut or rephrased is not found.
@@ -68,9 +83,9 @@ def find_overlap(sources: Mapping[str, Iterable[PairExample]], tests: Iterable[T
     places: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for source, examples in sources.items():
         for example in examples:
-            places[normalised(example.query)].add((source, "queries"))
-            for positive in example.positives:
-                places[normalised(positive)].add((source, "positives"))
+            for role, texts_in in _ROLES.items():
+                for text in texts_in(example):
+                    places[normalised(text)].add((source, role))
     shared: set[str] = set()
     counts: Counts = {}
     corpus_counts: Counts = {}
@@ -93,19 +108,22 @@ def texts_of(task: AbsTask) -> TaskTexts:
         if isinstance(part, AbsTaskRetrieval):
             part.convert_v1_dataset_format_to_v2(num_proc=None)
             splits = [by_split[s] for by_split in part.dataset.values() for s in part.eval_splits if s in by_split]
-            corpora += [_passages(split["corpus"]) for split in splits]
-            judged += [_texts(split["queries"], set()) for split in splits]
+            for split in splits:
+                answers = {p for grades in split["relevant_docs"].values() for p, grade in grades.items() if grade > 0}
+                judged += [_texts(split["queries"], set()), _passages(split["corpus"], answers, inside=True)]
+                corpora.append(_passages(split["corpus"], answers, inside=False))
         else:
             judged.append(_texts(part.dataset, set(part.eval_splits)))
     return TaskTexts(task.metadata.name, chain.from_iterable(judged), chain.from_iterable(corpora))
 
 
-def _passages(corpus: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """Each passage alone and after its title."""
+def _passages(corpus: Iterable[Mapping[str, str]], ids: Set[str], inside: bool) -> Iterator[str]:
+    """Each passage whose id is among these, or is not, alone and after its title."""
     for row in corpus:
-        yield row["text"]
-        if row.get("title"):
-            yield f"{row['title']} {row['text']}"
+        if (row["id"] in ids) is inside:
+            yield row["text"]
+            if row.get("title"):
+                yield f"{row['title']} {row['text']}"
 
 
 def _texts(value: Any, splits: set[str]) -> Iterator[str]:

@@ -12,8 +12,8 @@ from ullme.cli import model_options as options
 
 def evaluate(
     model: options.Model,
-    task: Annotated[list[str] | None, typer.Option(help="A task by its mteb name; may be repeated.")] = None,
-    benchmark: Annotated[list[str] | None, typer.Option(help='A benchmark, such as "MTEB(eng, v1)".')] = None,
+    task: Annotated[list[str] | None, typer.Option(help="An mteb name, or your own BEIR folder or pairs.")] = None,
+    benchmark: Annotated[list[str] | None, typer.Option(help='"MTEB(eng, v1)", or a folder of your own.')] = None,
     task_type: Annotated[list[str] | None, typer.Option(help="Every text task of a type, such as STS.")] = None,
     language: Annotated[list[str] | None, typer.Option(help="ISO 639-3 code, such as eng; default all.")] = None,
     subset: Annotated[list[str] | None, typer.Option(help="A subset where a language has several.")] = None,

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ullme.data.readers import Attempt
+from ullme.data.rows import titled
 from ullme.data.wording import shortened
 
 _TABLES = """
@@ -65,10 +66,10 @@ class Seen(_Temporary):
 class Joins(_Temporary):
     """The texts and judgements of a collection, put together by their ids."""
 
-    def add_text(self, table: str, name: str, text: str, at: str) -> ValueError | None:
-        """Take the text of ``passages`` or ``queries``; what is wrong if its id was there before."""
+    def add_text(self, table: str, name: str, title: str, text: str, at: str) -> ValueError | None:
+        """Take one of the ``passages`` or ``queries``; what is wrong if its id was there before."""
         try:
-            self._file.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (name, text, at))
+            self._file.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (name, titled(title, text), at))
         except sqlite3.IntegrityError:
             (before,) = self._file.execute(f"SELECT at FROM {table} WHERE id = ?", (name,)).fetchone()
             return ValueError(f"{at}: id: {name!r} stands in {before} too; give each text an id of its own")

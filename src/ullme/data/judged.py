@@ -31,8 +31,8 @@ class Parts:
     """The files of a collection, and how each is read.
 
     Attributes:
-        passages: ids and texts.
-        queries: ids and texts.
+        passages: ids, titles and texts.
+        queries: the same.
         judgements: query ids, passage ids and grades; what a query and passage were first judged counts.
     """
 
@@ -61,7 +61,7 @@ class Parts:
 
 def is_beir(path: str) -> bool:
     """Whether this is a BEIR folder: a corpus, queries and judgements."""
-    return all(_part_files(Path(path), part) for part in ("corpus", "queries")) and bool(_splits(Path(path)))
+    return all(_part_files(Path(path), part) for part in ("corpus", "queries")) and bool(beir_splits(Path(path)))
 
 
 def is_msmarco(path: str) -> bool:
@@ -91,7 +91,7 @@ def beir_parts(path: str, split: str) -> Parts:
     for part, found in files.items():
         if not found:
             raise ValueError(f"{path}: no {part}.jsonl; give a BEIR folder: corpus.jsonl, queries.jsonl, qrels/")
-    splits = _splits(folder)
+    splits = beir_splits(folder)
     if split not in splits:
         have = ", ".join(map(repr, splits)) or "none"
         raise ValueError(f"{path}: split: no qrels/{split}.tsv; it has {have}; set split{hint(split, splits)}")
@@ -140,8 +140,8 @@ def _part_files(folder: Path, part: str) -> list[Path]:
     return found or sorted(p for p in folder.glob(f"{part}/*") if p.name.lower().endswith(tuple(SUFFIXES)))
 
 
-def _splits(folder: Path) -> dict[str, Path]:
-    """The files of judgements by split."""
+def beir_splits(folder: Path) -> dict[str, Path]:
+    """The files of a BEIR folder's judgements, by split."""
     known = (*_TSV, *SUFFIXES)
     found = sorted(p for p in folder.glob("qrels/*") if p.name.lower().endswith(known))
     return {path.name.split(".")[0]: path for path in found}
@@ -160,19 +160,20 @@ def _attempts(path: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
 
 
 def _texts(path: Path) -> Part:
-    """The ids and texts of a BEIR corpus, title and text joined, or of its queries."""
+    """The ids, titles and texts of a BEIR corpus, or of its queries."""
     for at, row in _attempts(path):
         if isinstance(row, ValueError):
             yield at, row
             continue
         name = "_id" if "_id" in row else "id"
-        key, text = row.get(name), titled(row.get("title"), row.get("text"))
+        key, title, text = row.get(name), row.get("title"), row.get("text")
+        whole = titled(title, text)
         if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
             yield at, ValueError(f"{at}: {name}: {shortened(key)} is no id; write a string in quotes")
-        elif not isinstance(text, str) or not text.strip():
+        elif not isinstance(whole, str) or not whole.strip():
             yield at, ValueError(f"{at}: text: {shortened(text)} is no text; fill it in or remove the row")
         else:
-            yield at, (str(key), text)
+            yield at, (str(key), title if isinstance(title, str) else "", text)
 
 
 def _beir_judgements(path: Path) -> Part:
@@ -213,7 +214,7 @@ def _tsv_texts(path: Path) -> Part:
     for at, fields in _fields(path, 2):
         blank = not isinstance(fields, ValueError) and not all(field.strip() for field in fields)
         error = ValueError(f"{at}: an empty id or text in {shortened(fields)}; fill it in or remove the line")
-        yield at, error if blank else fields if isinstance(fields, ValueError) else tuple(fields)
+        yield at, error if blank else fields if isinstance(fields, ValueError) else (fields[0], "", fields[1])
 
 
 def _triples(path: str) -> Iterator[Attempt]:

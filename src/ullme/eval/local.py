@@ -6,12 +6,16 @@ import copy
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
 from datasets import get_dataset_config_names
 from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
+from ullme.eval.own import OwnRetrieval, content_hash
 from ullme.eval.tasks import known_tasks, with_parts
 
 #: Environment variable that names the data folder when ``data_dir`` is not given.
@@ -46,10 +50,12 @@ def with_local_data(task: AbsTask, root: Path) -> AbsTask:
     """
     if isinstance(task, AbsTaskAggregate):
         return with_parts(task, [with_local_data(part, root) for part in task.tasks])
+    if isinstance(task, OwnRetrieval):
+        return task
     own = copy.copy(task)
     folder = _folder(task, root)
     _require_subsets(task, folder)
-    dataset = {**task.metadata.dataset, "path": str(folder), "revision": f"local-{_content_hash(folder)}"}
+    dataset = {**task.metadata.dataset, "path": str(folder), "revision": f"local-{content_hash(folder)}"}
     own.metadata = task.metadata.model_copy(update={"dataset": dataset})
     return own
 
@@ -61,6 +67,22 @@ def local_revision(task: AbsTask) -> str | None:
         return None if None in parts else hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:12]
     revision = task.metadata.dataset["revision"]
     return revision.removeprefix("local-") if revision.startswith("local-") else None
+
+
+@contextmanager
+def cache_of(local: str | None) -> Iterator[None]:
+    """Keep what ``datasets`` makes of local data apart by their content (``local_revision``).
+
+    It converts a folder with a README once, and finds what it made by the folder's last name and the README alone:
+    other data under an equal name would be read for it, and so would the data before a change.
+    """
+    before = datasets.config.HF_DATASETS_CACHE
+    if local is not None:
+        datasets.config.HF_DATASETS_CACHE = Path(before) / f"local-{local}"
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
 
 
 def _folder(task: AbsTask, root: Path) -> Path:
@@ -106,15 +128,3 @@ def _earlier_version(task: AbsTask) -> str | None:
         if same and other.metadata.name != name and other.metadata.dataset["revision"] != dataset["revision"]:
             return other.metadata.name
     return None
-
-
-def _content_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            digest.update(f"{relative.as_posix()} {path.stat().st_size} ".encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()[:12]

@@ -15,7 +15,7 @@ from mteb.types import EncodeKwargs
 from tqdm.auto import tqdm
 
 from ullme.eval.adapter import Evaluated, as_encoder
-from ullme.eval.local import data_folder, local_revision, with_local_data
+from ullme.eval.local import cache_of, data_folder, local_revision, with_local_data
 from ullme.eval.models import load_model
 from ullme.eval.results import EvaluationResults, Score, language_scores
 from ullme.eval.tasks import select_tasks
@@ -71,8 +71,8 @@ def evaluate(
     Args:
         model: a ULLME or WrappedULLME, a SentenceTransformer, an mteb model, an object with ``encode(list of str)``,
             or the name or folder of a model (:func:`ullme.eval.models.load_model`).
-        tasks: names of tasks, or mteb task objects.
-        benchmarks: names of benchmarks, such as ``MTEB(eng, v1)``, the tasks of the paper.
+        tasks: names of tasks, mteb task objects, or data of one's own (``ullme.eval.own``): a BEIR folder, pairs.
+        benchmarks: names of benchmarks, such as ``MTEB(eng, v1)``, the tasks of the paper, or folders of own data.
         task_types: every text task of these types, such as ``STS``.
         languages: ISO 639-3 codes; None takes all that the tasks have.
         hf_subsets: subsets of the tasks, where a language has several.
@@ -124,15 +124,16 @@ def _run(
     encoder = evaluated.with_experiment({"data": local} if local else {})
     metadata = task.metadata
     try:
-        found = mteb.evaluate(
-            encoder,
-            task,
-            cache=cache,
-            overwrite_strategy="always" if overwrite else "only-missing",
-            encode_kwargs=encode_kwargs,
-            show_progress_bar=False,
-            co2_tracker=False,
-        )
+        with cache_of(local):
+            found = mteb.evaluate(
+                encoder,
+                task,
+                cache=cache,
+                overwrite_strategy="always" if overwrite else "only-missing",
+                encode_kwargs=encode_kwargs,
+                show_progress_bar=False,
+                co2_tracker=False,
+            )
     except (*_UNREADABLE, KeyError) as error:
         if isinstance(error, KeyError) and error.args[0] not in task.eval_splits:
             raise  # a fault of ours or mteb's, not a split that the data lack

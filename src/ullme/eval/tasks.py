@@ -6,6 +6,7 @@ import copy
 import difflib
 import importlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import mteb
@@ -13,6 +14,8 @@ from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.task_metadata import TaskType
 from mteb.languages import ISO_TO_LANGUAGE, PROGRAMMING_LANGS
+
+from ullme.eval.own import OwnRetrieval, own_tasks
 
 
 def select_tasks(
@@ -26,21 +29,28 @@ def select_tasks(
 ) -> list[AbsTask]:
     """The tasks that were asked for, each once, narrowed to the languages, subsets and splits asked for.
 
-    A task that is named must carry the languages; of a type or a benchmark, tasks without them are left out.
+    A task that is named must carry the languages; of a type or a benchmark, tasks without them are left out. A file or
+    folder is a task of one's own (``OwnRetrieval``), which carries the first language asked for; a folder of several is
+    a benchmark.
 
     Raises:
         ValueError: nothing was asked for, or an unknown name (the message has the nearest one).
     """
     require_languages(languages)
-    named = _as_list(tasks)
+    named = [part for task in _as_list(tasks) for part in _own(task, languages, eval_splits)]
     chosen = [_narrowed(_fresh(task), languages, hf_subsets, eval_splits) for task in named]
-    offered = [task for name in _as_list(benchmarks) for task in _benchmark(name)] + _of_types(_as_list(task_types))
+    asked = [part for name in _as_list(benchmarks) for part in _own(name, languages, eval_splits)]
+    offered = [task for name in asked for task in (_benchmark(name) if isinstance(name, str) else [name])]
+    offered += _of_types(_as_list(task_types))
     for task in offered:
         if languages is None or any(carries(langs, languages) for langs in subset_languages(task).values()):
             chosen.append(_narrowed(_fresh(task), languages, hf_subsets, eval_splits))
     if not named and not offered:
         raise ValueError("tasks: nothing to evaluate; give tasks, task_types or benchmarks by name")
     unique = {task.metadata.name: task for task in chosen}
+    for task in chosen:
+        if isinstance(task, OwnRetrieval) and task.path != getattr(unique[task.metadata.name], "path", None):
+            raise ValueError(f"task: {task.path!r} is called {task.metadata.name!r} as another one is; rename it")
     if not unique:
         raise ValueError(f"languages: no task that was asked for carries {', '.join(languages or ())}; ask for others")
     return list(unique.values())
@@ -88,7 +98,7 @@ def parts_of(task: AbsTask) -> list[AbsTask]:
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
-    return [value] if isinstance(value, str | AbsTask) else list(value)
+    return [value] if isinstance(value, str | Path | AbsTask) else list(value)
 
 
 def known_tasks() -> dict[str, type[AbsTask]]:
@@ -115,6 +125,13 @@ def _fresh(task: str | AbsTask) -> AbsTask:
     if "metadata" in vars(task):
         own.metadata = task.metadata
     return own
+
+
+def _own(name: Any, languages: Sequence[str] | None, splits: Sequence[str] | None) -> list[Any]:
+    """What was asked for, or the tasks of one's own where it is no name of mteb's and a file or folder is there."""
+    if isinstance(name, AbsTask) or str(name) in known_tasks() or not Path(name).exists():
+        return [name]
+    return list(own_tasks(str(name), (languages or ["eng"])[0], splits, known_tasks()))
 
 
 def _benchmark(name: str) -> Iterable[AbsTask]:

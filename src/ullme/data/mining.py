@@ -17,6 +17,10 @@ from ullme.types import PairExample
 
 #: Texts to embeddings, (N, D), as an array or a tensor.
 Encode = Callable[[list[str]], Any]
+#: What the miner gives.
+_MINED = ("query", "positive", "negative", "scores")
+#: Scores of queries and passages that are held at once.
+_CELLS_AT_ONCE = 2**26
 
 
 def mine_negatives(
@@ -34,8 +38,10 @@ def mine_negatives(
     min_score: float | None = None,
     sampled: bool = False,
     seed: int = 0,
+    cross_encoder: Any = None,
+    keep_scores: bool = False,
 ) -> list[PairExample]:
-    """The pairs with mined hard negatives in place of their own, without scores; where none qualifies there are none.
+    """The pairs with mined hard negatives in place of their own; where none qualifies there are none, and no scores.
 
     Candidates are the passages nearest to the query by cosine, without every positive of any pair of that query, and
     each text once. Too near a passage is likely a positive that nobody marked: the margins leave those out
@@ -55,9 +61,12 @@ def mine_negatives(
         min_score: lowest cosine of a negative.
         sampled: draw from the candidates in range at random instead of taking the nearest.
         seed: of that draw.
+        cross_encoder: a ``CrossEncoder`` of sentence-transformers, whose scores of the candidates in range take the
+            place of the cosines in margins, bounds and order.
+        keep_scores: give every row that has negatives the scores of its passages, for distillation.
 
     Raises:
-        ValueError: no pairs, or a range in which ``count`` candidates cannot lie.
+        ValueError: no pairs, a range in which ``count`` candidates cannot lie, or a cross-encoder without any filter.
     """
     from sentence_transformers.util import mine_hard_negatives
 
@@ -66,12 +75,16 @@ def mine_negatives(
         raise ValueError("pairs: none to mine for; give at least one")
     if count < 1:
         raise ValueError(f"count: {count} is less than 1; mine at least one negative")
+    if cross_encoder is not None and all(f is None for f in (relative_margin, absolute_margin, max_score, min_score)):
+        raise ValueError("cross_encoder: its scores are for margins and bounds, and none is given; give one")
     anchored = [(row.query, positive) for row in rows for positive in row.positives]
+    distinct = len({*(corpus or ()), *(positive for _, positive in anchored)})
     with _seeded(seed):
         mined = mine_hard_negatives(
             datasets.Dataset.from_dict({"query": [q for q, _ in anchored], "positive": [p for _, p in anchored]}),
             cast(Any, _Encoder(encode, encode_query or encode)),
             corpus=list(corpus) if corpus is not None else None,
+            cross_encoder=cross_encoder,
             range_min=range_min,
             range_max=range_max,
             relative_margin=relative_margin,
@@ -80,13 +93,30 @@ def mine_negatives(
             min_score=min_score,
             num_negatives=count,
             sampling_strategy="random" if sampled else "top",
+            output_scores=True,
+            faiss_batch_size=max(1, _CELLS_AT_ONCE // distinct),
             verbose=False,
         )
-    found: dict[str, dict[str, None]] = {}
-    for query, negative in zip(mined["query"], mined["negative"], strict=True):
+    return _with_negatives(rows, mined, count, keep_scores)
+
+
+def _with_negatives(
+    rows: Sequence[PairExample], mined: datasets.Dataset, count: int, keep_scores: bool
+) -> list[PairExample]:
+    """The rows with what was mined for their queries."""
+    found: dict[str, dict[str, float]] = {}
+    right: dict[tuple[str, str], float] = {}
+    for query, positive, negative, scores in zip(*(mined[name] for name in _MINED), strict=True):
+        right[query, positive] = scores[0]
         if negative != query:
-            found.setdefault(query, {})[negative] = None
-    return [replace(row, negatives=tuple(found.get(row.query, {}))[:count], scores=None) for row in rows]
+            found.setdefault(query, {})[negative] = scores[1]
+    given = []
+    for row in rows:
+        negatives = dict(list(found.get(row.query, {}).items())[:count])
+        known = keep_scores and bool(negatives)
+        scores = (*(right[row.query, text] for text in row.positives), *negatives.values()) if known else None
+        given.append(replace(row, negatives=tuple(negatives), scores=scores))
+    return given
 
 
 class _Encoder:

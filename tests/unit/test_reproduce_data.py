@@ -55,6 +55,14 @@ def queries(path):
     return [json.loads(line)["query"] for line in path.read_text().splitlines()]
 
 
+def test_the_rows_of_a_query_become_one(tmp_path):
+    pairs = [PairExample("q", ("yes", "also"), ("no",)), PairExample("q", ("too",), ("yes", "never")), *PAIRS]
+    found = prepared(tmp_path, {"one": pairs}, rows_per_source=1000, held_out=0)
+    (row,) = (row for row in read_file(found.train["one"]) if row.query == "q")
+    assert (row.positives, row.negatives) == (("yes", "also", "too"), ("no", "never"))
+    assert (found.sources["one"]["rows"], found.sources["one"]["queries"]) == (52, 51)
+
+
 def test_no_row_is_both_trained_on_and_held_out(tmp_path):
     twice = [*PAIRS, *PAIRS[:25]]
     found = prepared(tmp_path, {"one": twice, "two": PAIRS})

@@ -106,7 +106,6 @@ BUDGETS: dict[str, Budget] = {
         steps=150,
         mntp_steps=50,
         batch_size=32,
-        miner_steps=50,
         words=48,
         rows_per_source=700,
         held_out=64,

@@ -95,16 +95,15 @@ def prepare(rows: Rows, overlap: Overlap, budget: Budget, folder: Path) -> Prepa
     """Write the rows that are trained on and those that are held out; the same on every call.
 
     What a test holds is left out first: rows whose query or positive it judges, and negatives that it judges. Texts
-    are cut at the budget's words. Then rows are drawn by the hash of their query: the first ones with negatives are
-    held out, a share of each source, and of the others at most ``rows_per_source`` are kept.
+    are cut at the budget's words, and a source's rows of one query are joined. Then they are drawn by the hash of that
+    query: the first ones with negatives are held out, a share of each source, and of the others at most
+    ``rows_per_source`` are kept.
 
     Raises:
         ValueError: nothing is left to train on.
     """
-    clean = {
-        name: sorted((_cut(overlap.cleared(e), budget.words) for e in read if not overlap.touches(e)), key=_draw)
-        for name, read in rows.items()
-    }
+    clear = {name: [overlap.cleared(e) for e in read if not overlap.touches(e)] for name, read in rows.items()}
+    clean = {name: sorted(_joined(_cut(e, budget.words) for e in left), key=_draw) for name, left in clear.items()}
     held_out: list[PairExample] = []
     for examples in clean.values():
         share = min(-(-budget.held_out // len(rows)), budget.held_out - len(held_out))
@@ -115,8 +114,13 @@ def prepare(rows: Rows, overlap: Overlap, budget: Budget, folder: Path) -> Prepa
     for name, examples in clean.items():
         free = [e for e in examples if e.query not in queries]
         kept = free[: budget.rows_per_source]
-        counts = {"rows": len(rows[name]), "in a test": len(rows[name]) - len(examples)}
-        sources[name] = {**counts, "held out": len(examples) - len(free), "trained on": len(kept)}
+        counts = {"rows": len(rows[name]), "in a test": len(rows[name]) - len(clear[name])}
+        sources[name] = {
+            **counts,
+            "queries": len(examples),
+            "held out": len(examples) - len(free),
+            "trained on": len(kept),
+        }
         if kept:
             file = re.sub(r"[^-.\w]", "_", f"{len(train)}-{name}.jsonl")
             train[name] = write_rows(kept, folder / file)
@@ -152,11 +156,25 @@ def _draw(example: PairExample) -> tuple[bytes, str]:
 
 
 def _cut(example: PairExample, words: int) -> PairExample:
-    """The row with its texts cut; a negative that begins as a positive or another negative does is gone."""
-    positives = tuple(dict.fromkeys(_start(text, words) for text in example.positives))
-    negatives = dict.fromkeys(_start(text, words) for text in example.negatives)
-    kept = tuple(text for text in negatives if text not in positives)
-    return replace(example, query=_start(example.query, words), positives=positives, negatives=kept, scores=None)
+    """The row with its texts cut, without a teacher's scores, which were of the whole texts."""
+    positives, negatives = (
+        tuple(_start(text, words) for text in texts) for texts in (example.positives, example.negatives)
+    )
+    return replace(example, query=_start(example.query, words), positives=positives, negatives=negatives, scores=None)
+
+
+def _joined(examples: Iterable[PairExample]) -> list[PairExample]:
+    """One row per query, with the passages of all its rows, each once; what is positive in one is no negative."""
+    rows: dict[tuple[str, str | None], list[PairExample]] = {}
+    for example in examples:
+        rows.setdefault((example.query, example.instruction), []).append(example)
+    return [_join(same) for same in rows.values()]
+
+
+def _join(rows: Sequence[PairExample]) -> PairExample:
+    positives = dict.fromkeys(text for row in rows for text in row.positives)
+    negatives = dict.fromkeys(text for row in rows for text in row.negatives if text not in positives)
+    return replace(rows[0], positives=tuple(positives), negatives=tuple(negatives))
 
 
 def _start(text: str, words: int) -> str:

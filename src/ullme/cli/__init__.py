@@ -12,6 +12,7 @@ import typer
 
 from ullme import __version__
 from ullme.cli.check import check
+from ullme.cli.data import data
 from ullme.cli.encode import encode
 from ullme.cli.eval import evaluate
 from ullme.cli.export import export
@@ -30,6 +31,7 @@ _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 _CONTINUED = {
     "train": "resume from the last checkpoint",
     "encode": "continue after the last finished shard",
+    "data": "run it again (what data mine has embedded is kept)",
     "reproduce": "continue with the row that was interrupted",
 }
 
@@ -45,6 +47,7 @@ app.command("encode")(encode)
 app.command("search")(search)
 app.command("export")(export)
 app.command("check")(check)
+app.add_typer(data, name="data")
 app.command("reproduce")(reproduce)
 
 
@@ -100,7 +103,8 @@ def _resume_hint(arguments: Sequence[str]) -> str:
 
 
 def _command_names() -> list[str]:
-    return [command.name for command in app.registered_commands if command.name]
+    named = [command.name for command in app.registered_commands] + [group.name for group in app.registered_groups]
+    return [name for name in named if name]
 
 
 def _look_for_modules_here() -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ullme.data.files import labels_of
 from ullme.data.source import DataSource
-from ullme.data.writers import writer_of
+from ullme.data.writers import require_target, writer_of
 
 #: Complaints that are kept of rows that are left out.
 _SHOWN = 20
@@ -69,14 +69,11 @@ def write_rows(
     Raises:
         ValueError: as ``convert``; or the output is there already.
     """
-    if output.exists():
-        raise ValueError(f"{output}: is there already; remove it or name another output")
-    if not output.parent.is_dir():
-        raise ValueError(f"{output}: there is no folder {str(output.parent)!r}; make it first")
+    kind = require_target(output, to, drop)
     aside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         place = aside / output.name
-        writer = writer_of(place, output, to, tuple(drop))
+        writer = writer_of(place, kind, to, drop)
         try:
             done = _written(rows, labels, writer, skip_bad)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
@@ -86,17 +86,16 @@ _FOLDERS = ("beir", "msmarco")
 TARGETS = (*_SHAPES, *_FOLDERS)
 
 
-def writer_of(place: Path, output: Path, to: str | None, dropped: tuple[str, ...] = ()) -> Writer:
-    """What writes a format at ``place``, for an output whose name tells JSONL from Parquet.
+def require_target(output: Path, to: str | None, dropped: Sequence[str] = ()) -> str | None:
+    """What a format's lines are held in, by the output's name: JSONL or Parquet; None for a folder.
 
     Args:
-        place: the file or folder to write.
-        output: what it will be called.
+        output: the file or folder to write, which may not be there yet.
         to: one of ``TARGETS``; None stands for ``pairs``.
         dropped: ``instruction`` or ``scores``, to leave out.
 
     Raises:
-        ValueError: an unknown format, or a name that tells neither JSONL nor Parquet.
+        ValueError: an unknown format, a name that tells neither JSONL nor Parquet, or an output that cannot be written.
     """
     name = to or "pairs"
     if name not in TARGETS:
@@ -104,18 +103,28 @@ def writer_of(place: Path, output: Path, to: str | None, dropped: tuple[str, ...
     for field in dropped:
         if field not in EXTRAS:
             raise ValueError(f"drop: {field!r} cannot be left out; choose from {', '.join(EXTRAS)}")
+    if output.exists():
+        raise ValueError(f"{output}: is there already; remove it or name another output")
+    if not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {str(output.parent)!r}; make it first")
     if name in _FOLDERS:
-        return CollectionWriter(place, name, dropped)
+        return None
     found = next((kind for suffix, kind in SUFFIXES.items() if output.name.lower().endswith(suffix)), None)
     if found is None or output.name.lower().endswith(".gz"):
         raise ValueError(f"{output}: its name tells no format to write; end it in .jsonl or .parquet")
-    return _Lines(place, found, name, dropped)
+    return found
+
+
+def writer_of(place: Path, kind: str | None, to: str | None, dropped: Sequence[str] = ()) -> Writer:
+    """What writes a format at ``place``, held as ``require_target`` says."""
+    name = to or "pairs"
+    return CollectionWriter(place, name, dropped) if kind is None else _Lines(place, kind, name, dropped)
 
 
 class _Lines:
     """JSON lines or a Parquet file."""
 
-    def __init__(self, place: Path, kind: str, name: str, dropped: tuple[str, ...]) -> None:
+    def __init__(self, place: Path, kind: str, name: str, dropped: Sequence[str]) -> None:
         self._name, self._dropped = name, dropped
         self._shape = _SHAPES[name]
         self._place, self._columns = place, tuple[str, ...]()

@@ -126,7 +126,7 @@ def _overrides(study: Study, job: Job, config: RunConfig, stage: str) -> Iterato
         "trainer.chunk_tokens": budget.chunk_tokens,
         "trainer.seed": job.seed,
         "trainer.logging_steps": max(1, steps // 50),
-        "trainer.save_steps": max(1, steps // 5),
+        "trainer.save_steps": max(1, steps // 15),
         "trainer.save_total_limit": 1,
         "trainer.report_to": "none",
         "trainer.bf16": study.bf16,

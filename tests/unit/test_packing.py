@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from ullme.models import packed_attention as attention_module
 from ullme.models.attention import AttentionSwitch, attention_switch
 from ullme.models.packed_attention import IMPLEMENTATIONS, packed_attention
 from ullme.models.packing_probe import packing_failure
-from ullme.models.text_attention import ROWS, Reach
+from ullme.models.text_groups import CELLS, ROWS, SHORT, Reach, TextGroups
 from ullme.types import Attention, Texts
 
 KINDS = ("llama", "mistral", "qwen3", "gemma3_text", "gpt2", "phi")
@@ -116,17 +117,18 @@ def test_attention_dropout_is_drawn_again_by_a_repeated_forward():
     assert all(g.isfinite().all() for g in gradients(drawn[0], model).values())
 
 
-def test_in_half_precision_packed_attention_is_as_near_to_the_truth_as_torchs():
+def test_in_half_precision_packed_attention_is_as_near_to_the_truth_as_eager_attention():
     torch.manual_seed(0)
     exact = [torch.randn(1, heads, 150, 16, dtype=torch.float64) for heads in (6, 2, 2)]
     half = [x.bfloat16() for x in exact]
     right = nn.functional.scaled_dot_product_attention(*exact, enable_gqa=True).transpose(1, 2)
-    torchs = nn.functional.scaled_dot_product_attention(*half, enable_gqa=True).transpose(1, 2)
+    query, key, value = (x.repeat_interleave(3, 1) if x.shape[1] == 2 else x for x in half)
+    eager = ((query @ key.mT / 4).softmax(-1, torch.float32).to(torch.bfloat16) @ value).transpose(1, 2)
     ours, _ = packed_attention(
         nn.Identity(), *half, None, attention="bidirectional", cu_seq_lens_q=torch.tensor([0, 150])
     )
     assert ours.dtype == torch.bfloat16
-    assert (ours.double() - right).norm() <= 1.3 * (torchs.double() - right).norm()
+    assert (ours.double() - right).norm() <= 1.3 * (eager.double() - right).norm()
 
 
 def test_a_gpu_kernel_is_given_the_heads_the_starts_and_the_window(monkeypatch):
@@ -156,10 +158,26 @@ def test_a_gpu_kernel_is_given_the_heads_the_starts_and_the_window(monkeypatch):
      ("bidirectional", 1, [1, 2, 3])],
 )  # fmt: skip
 def test_a_reach_counts_a_window_as_transformers_does(attention, window, seen):
-    reach, row, every = Reach.of(attention, window), range(2, 3), torch.arange(5)
+    reach, row, every = Reach.of(attention, window), range(2, 3), np.arange(5)
     assert list(reach.keys(row, 5)) == seen
     assert every[~reach.hidden(every - 2)].tolist() == seen
     assert not reach.hides(row, reach.keys(row, 5)) and reach.hides(row, range(5)) == (len(seen) < 5)
+
+
+def test_short_texts_of_like_lengths_attend_side_by_side_and_long_ones_alone():
+    groups = TextGroups([60, 59, ROWS + 2, 58, SHORT + 1, 2, 1, 57])
+    blocks = groups.blocks((6, 2), Reach(None, None), torch.device("cpu"))
+    assert [block.texts for block in blocks] == [1, 1, 1, 4, 2]
+    assert [block.hidden is not None for block in blocks] == [False, False, False, True, True]
+    assert sum(block.cells for block in blocks) <= 3 * (
+        1.4 * (60**2 + 59**2 + 58**2 + 57**2 + 5) + (ROWS + 2) ** 2 + (SHORT + 1) ** 2
+    )
+
+
+def test_a_group_is_no_larger_than_what_a_cache_holds():
+    blocks = TextGroups([SHORT] * 40).blocks((1, 1), Reach(None, None), torch.device("cpu"))
+    assert sum(block.texts for block in blocks) == 40
+    assert all(1 < block.texts and block.cells <= CELLS and block.hidden is None for block in blocks)
 
 
 def test_packing_is_not_used_where_a_layer_does_not_say_where_texts_end():
@@ -175,7 +193,9 @@ def test_packing_is_not_used_where_a_layer_does_not_say_where_texts_end():
 def test_packing_is_not_used_where_texts_see_each_other(monkeypatch):
     def leaking(module, query, key, value, attention_mask, **options):
         everything = torch.tensor([0, query.shape[2]])
-        return packed_attention(module, query, key, value, None, **options | {"cu_seq_lens_q": everything})
+        return packed_attention(
+            module, query, key, value, None, **options | {"cu_seq_lens_q": everything, "text_groups": None}
+        )
 
     for attention in BOTH:
         name = IMPLEMENTATIONS[attention, False]

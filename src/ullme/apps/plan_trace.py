@@ -14,10 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ullme.models import ULLME, logprob, text_attention
+from ullme.models import ULLME, logprob
 from ullme.models.half import HalfWeights
 from ullme.models.inputs import objective_inputs
 from ullme.models.recompute import attribute
+from ullme.models.text_groups import Block, TextGroups
 from ullme.types import IGNORED, Batch, MaskedTexts, Need, ObjectiveInputs, Texts
 
 
@@ -171,14 +172,13 @@ def _any_loss(inputs: ObjectiveInputs) -> Tensor:
 
 @contextmanager
 def _one_block_of_attention() -> Iterator[None]:
-    blocks_of: Any = text_attention._blocks
+    blocks_of = TextGroups.blocks
 
-    def largest(segments: list[text_attention.Segment], *others: Any) -> list[Any]:
-        blocks = list(blocks_of([max(segments, key=lambda segment: segment.end)], *others))
-        return [max(blocks, key=lambda b: (b.rows.stop - b.rows.start) * sum(k.stop - k.start for k in b.keys))]
+    def largest(groups: TextGroups, *others: Any) -> list[Block]:
+        return [max(blocks_of(groups, *others), key=lambda block: block.cells)]
 
     with ExitStack() as stack:
-        stack.enter_context(attribute(text_attention, "_blocks", largest))
+        stack.enter_context(attribute(TextGroups, "blocks", largest))
         if torch.cuda.is_available():  # fake tensors are on the CPU, where blocks of logits are smaller
             stack.enter_context(attribute(logprob, "BLOCK_BYTES", {"cpu": logprob.BLOCK_BYTES["cuda"]}))
         yield

@@ -5,16 +5,17 @@ On a GPU in half precision it is torch's varlen attention; elsewhere ``ullme.mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ullme.models.packed_row import Prefix
-from ullme.models.text_attention import Reach, Segment, attend_each_text, taken
+from ullme.models.text_attention import attend_each_text
+from ullme.models.text_groups import Reach, TextGroups
 from ullme.types import Attention
 
 #: What some architectures pass to their attention that changes its result and is not computed here.
@@ -36,7 +37,7 @@ def packed_attention(
     softcap: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
-    prefixes: Sequence[Prefix] | None = None,
+    text_groups: TextGroups | None = None,
     seen_windows: list[int | None] | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -56,7 +57,7 @@ def packed_attention(
         softcap: bound of the scaled products, by tanh.
         cu_seq_lens_q: where each text starts, and the end of the last, (N + 1,).
         max_length_q: tokens of the longest text.
-        prefixes: what each text sees before its own tokens, on a CPU.
+        text_groups: the texts; None where each ends before the next starts, and has no prefix.
         seen_windows: takes a note of the layer's window.
         **others: what else a layer passes.
 
@@ -76,16 +77,14 @@ def packed_attention(
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     reach = Reach.of(attention, None if full else sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if _has_kernel(query, value) and not dropout and softcap is None and prefixes is None:
+    if _has_kernel(query, value) and not dropout and softcap is None:
         output = _varlen(query, key, value, cu_seq_lens_q, max_length_q, scale, reach)
         return output[None], None
-    lengths = cu_seq_lens_q.diff().tolist()
+    groups = TextGroups(cu_seq_lens_q.diff().tolist()) if text_groups is None else text_groups
     with torch.autocast(query.device.type, enabled=False):
         if dropout:
-            segments = Segment.all(lengths, prefixes)
-            return _dropped(query, key, value, segments, scale, reach, dropout)[None], None
-        found = attend_each_text(query[0], key[0], value[0], lengths, scale, reach, softcap, prefixes)
-        return found[None], None
+            return _dropped(query, key, value, groups, scale, reach, dropout)[None], None
+        return attend_each_text(query[0], key[0], value[0], groups, scale, reach, softcap)[None], None
 
 
 #: Names in Transformers' registry: the attention, and whether windows are opened.
@@ -129,19 +128,18 @@ def _varlen(
 
 
 def _dropped(
-    query: Tensor, key: Tensor, value: Tensor, segments: list[Segment], scale: float, reach: Reach, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, groups: TextGroups, scale: float, reach: Reach, dropout: float
 ) -> Tensor:
     """Each text by scaled_dot_product_attention, whose random numbers a repeated forward draws again; (X, H, C)."""
     parts = []
-    for segment in segments:
-        places = segment.slices(range(segment.end))
-        place_M = torch.arange(segment.end, device=query.device)
+    for segment in groups.segments:
+        key_M, place_M = torch.from_numpy(segment.keys_M).to(query.device), np.arange(segment.end)
         seen_RM = ~reach.hidden(place_M - place_M[segment.before :, None])
         found = nn.functional.scaled_dot_product_attention(
-            query[:, :, segment.own],
-            taken(key, places, dim=2),
-            taken(value, places, dim=2),
-            attn_mask=seen_RM,
+            query.narrow(2, segment.start, segment.length),
+            key.index_select(2, key_M),
+            value.index_select(2, key_M),
+            attn_mask=torch.from_numpy(seen_RM).to(query.device),
             dropout_p=dropout,
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],

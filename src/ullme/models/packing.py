@@ -14,6 +14,7 @@ from ullme.models.masks import Window
 from ullme.models.packed_attention import IMPLEMENTATIONS
 from ullme.models.packed_row import PackedRow
 from ullme.models.recompute import attribute, held_in_recomputation
+from ullme.models.text_groups import TextGroups
 from ullme.types import Attention
 
 #: Implementations in whose place ours is put. Flash attention takes packed texts itself, by the same arguments.
@@ -45,7 +46,6 @@ def packed_call(
         "cu_seq_lens_k": starts,
         "max_length_q": longest,
         "max_length_k": longest,
-        **({} if row.prefixes is None else {"prefixes": row.prefixes}),
         **notes,
     }
     config, own = decoder.config, decoder.config._attn_implementation
@@ -54,6 +54,7 @@ def packed_call(
     if own not in _REPLACED:
         raise ValueError(f"attn_implementation: {own!r} cannot be packed; use 'sdpa', or run it padded")
     call["attention_mask"] = torch.ones_like(call["input_ids"])  # some decoders warn without one
+    call["text_groups"] = TextGroups(row.lengths, row.prefixes)
     name = IMPLEMENTATIONS[attention, attention == "bidirectional" and window == "full"]
     with held_in_recomputation(decoder, lambda: attribute(config, "_attn_implementation", name)):
         return decoder(**call)[0][0]

@@ -118,7 +118,7 @@ def _proven(report: ExportReport) -> str:
 
 
 def _remarks(report: ExportReport) -> list[str]:
-    return [f"- {_sentence(remark)}" for remark in report.remarks]
+    return [f"- not compared: {remark}" for remark in report.remarks]
 
 
 def _limits(model: ULLME, prompts: Mapping[str, str]) -> list[str]:

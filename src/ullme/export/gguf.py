@@ -1,54 +1,66 @@
-"""A GGUF file by llama.cpp's own converter, its attention and pooling read back, compared where llama.cpp runs.
+"""A GGUF file by llama.cpp's own converter, its attention and pooling stated, compared where llama.cpp runs.
 
 The converter is no package: llama.cpp's ``convert_hf_to_gguf.py``, from its repository or from the source archive of
-llama-cpp-python. Since it heeds ``is_causal`` and modules.json, what it has to write is in the directory already.
+llama-cpp-python.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ullme.export.options import ExportOptions
-from ullme.export.parity import TOLERANCES, Comparison, compared
+from ullme.export.parity import TOLERANCES, Comparison, golden_texts, largest_difference
 from ullme.models import ULLME
 
+GGUF_FILE = "model-f32.gguf"
 CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 
 #: llama.cpp's numbers of our poolings.
 POOLING_TYPES = {"mean": 1, "cls": 2, "lasttoken": 3}
 
-#: Largest difference in float32, relative to the largest value: other kernels, and half-precision keys in some of them.
+#: Classes that the converter knows with an LM head only; it does not miss the head.
+_WITH_HEAD = {"gpt2": "GPT2LMHeadModel", "mistral": "MistralForCausalLM"}
+
+#: Its class for Gemma 3 without the head is always bidirectional.
+_CAUSAL = {"gemma3_text": "Gemma3ForCausalLM"}
+
+#: Architectures of llama.cpp that are bidirectional without a key.
+_WITHOUT_KEY = ("gemma-embedding",)
+
+#: Largest difference in float32 between embeddings of length 1: llama.cpp's kernels round in their own way.
 TOLERANCE = 2e-3
 
 
 def write_gguf(
     model: ULLME, folder: Path, prompts: Mapping[str, str], options: ExportOptions
 ) -> tuple[list[Comparison], list[str]]:
-    """Write ``model-f32.gguf`` into an exported directory, read its keys back, and compare it where llama.cpp is there.
+    """Write ``model-f32.gguf`` into an exported directory, and compare it with the model where llama.cpp is there.
 
     Raises:
-        ValueError: no converter, one that cannot say what this model is, or llama.cpp gives other embeddings.
+        ValueError: no converter, one that does not know this model, or llama.cpp gives other embeddings.
     """
     if model.pooling not in POOLING_TYPES:
         raise ValueError(f"format: GGUF has no pooling {model.pooling!r}; it has {', '.join(POOLING_TYPES)}")
-    place = folder / "model-f32.gguf"
-    _convert(_converter(options.gguf_converter), folder, place)
-    _require_keys(place, model)
-    remarks = ["GGUF: prompts were not compared, their tokens are pooled there"] if any(prompts.values()) else []
+    command = _converter(options.gguf_converter)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=folder.parent) as staging:
+        converted = Path(staging) / GGUF_FILE
+        _convert(command, _staged(folder, Path(staging)), converted)
+        _state_keys(converted, folder / GGUF_FILE, model)
+    remarks = ["GGUF: prompts, whose tokens llama.cpp pools"] if any(prompts.values()) else []
     if not options.verify:
         return [], remarks
     if importlib.util.find_spec("llama_cpp") is None:
-        return [], [*remarks, "GGUF: keys were read back, embeddings not compared: llama-cpp-python is not installed"]
-    found = compared(model, _runner(place, model), {}, True, _differs, max(TOLERANCE, TOLERANCES[model.dtype]))
-    return [Comparison(f"llama.cpp, {c.case}", c.difference) for c in found], remarks
+        return [], [*remarks, "GGUF: its embeddings, because llama-cpp-python is not installed"]
+    return [_compare(model, folder / GGUF_FILE)], remarks
 
 
 def _converter(given: Path | None) -> list[str]:
@@ -62,64 +74,75 @@ def _converter(given: Path | None) -> list[str]:
     return [sys.executable, str(found)] if str(found).endswith(".py") else [str(found)]
 
 
-def _convert(command: list[str], folder: Path, place: Path) -> None:
-    run = subprocess.run(
-        [*command, str(folder), "--outfile", str(place), "--outtype", "f32"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _staged(folder: Path, staging: Path) -> Path:
+    """The directory with a config as the converter knows it."""
+    source = staging / "source"
+    source.mkdir()
+    for path in folder.iterdir():
+        (source / path.name).symlink_to(path.resolve())
+    config = json.loads((folder / "config.json").read_text())
+    names = _WITH_HEAD if config.get("is_causal") is False else _WITH_HEAD | _CAUSAL
+    if config["model_type"] in names:
+        (source / "config.json").unlink()
+        known = {**config, "architectures": [names[config["model_type"]]]}
+        known.setdefault("n_ctx", config.get("n_positions"))  # GPT-2's old name
+        (source / "config.json").write_text(json.dumps(known))
+    return source
+
+
+def _convert(command: list[str], source: Path, place: Path) -> None:
+    asked = [*command, str(source), "--outfile", str(place), "--outtype", "f32"]
+    run = subprocess.run(asked, capture_output=True, text=True, check=False)
     if run.returncode or not place.is_file():
-        lines = [line for line in run.stderr.splitlines() if line.strip()] or ["no reason"]
         raise ValueError(
-            f"format: llama.cpp's converter cannot convert this model ({lines[-1][:200]}); export without gguf"
+            f"format: llama.cpp's converter cannot convert this model ({_last_line(run.stderr)}); export without gguf"
         )
 
 
-def _require_keys(place: Path, model: ULLME) -> None:
-    """Pass if the file says of attention and pooling what the model does: an older converter leaves both out."""
-    from gguf import GGUFReader
+def _state_keys(converted: Path, place: Path, model: ULLME) -> None:
+    """Copy the file, with attention and pooling in its metadata: the converter leaves both out for many classes."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
-    reader = GGUFReader(place)
-
-    def value(key: str) -> Any:
-        field = reader.get_field(key)
-        return None if field is None else field.contents()
-
-    architecture = value("general.architecture")
-    causal, pooling = value(f"{architecture}.attention.causal"), value(f"{architecture}.pooling_type")
-    bidirectional = model.attention == "bidirectional"
-    by_kind = architecture == "gemma-embedding"  # bidirectional without the key
-    if (causal is False or by_kind) != bidirectional or pooling != POOLING_TYPES[model.pooling]:
-        raise ValueError(
-            f"format: the converter wrote {architecture}.attention.causal = {causal} and {architecture}.pooling_type = "
-            f"{pooling}, which llama.cpp would serve as another model; use a newer llama.cpp"
-        )
+    reader = GGUFReader(converted)
+    field = reader.get_field("general.architecture")
+    assert field is not None, "a GGUF file names its architecture"
+    architecture = field.contents()
+    keys = {f"{architecture}.pooling_type": MetadataDetails(GGUFValueType.UINT32, POOLING_TYPES[model.pooling])}
+    if architecture not in _WITHOUT_KEY:
+        bidirectional = model.attention == "bidirectional"
+        keys[f"{architecture}.attention.causal"] = MetadataDetails(GGUFValueType.BOOL, not bidirectional)
+    copy_with_new_metadata(reader, GGUFWriter(place, architecture), keys, [])
 
 
-def _runner(place: Path, model: ULLME) -> Any:
-    from llama_cpp import Llama
-
-    size = model.max_length + 8
-    llama = Llama(str(place), embedding=True, n_ctx=size, n_batch=size, n_ubatch=size, verbose=False)
-
-    def embed(texts: list[str], prompt: str) -> np.ndarray:
-        ids = [own.tolist() for own in _ids(model, texts)]
-        for text, own in zip(texts, ids, strict=True):
-            other = llama.tokenize(text.encode(), add_bos=True, special=True)[: model.max_length]
-            if other != own:
-                raise _differs(model, f"{text[:40]!r} has the token ids {other[:8]}... there, and {own[:8]}... here")
-        return np.array(llama.embed(texts, normalize=True), dtype=np.float32)
-
-    return embed
-
-
-def _ids(model: ULLME, texts: list[str]) -> Any:
+def _compare(model: ULLME, place: Path) -> Comparison:
+    """Compare the texts that fit, each by itself, in a process that llama.cpp may abort."""
+    texts = golden_texts(model)
+    command = [sys.executable, str(Path(__file__).with_name("llama_run.py")), str(place), str(model.max_length)]
+    run = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise _differs(model, f"it cannot run it ({_last_line(run.stderr)})")
+    theirs = json.loads(run.stdout)
+    fitting = [i for i, embedding in enumerate(theirs["embeddings"]) if embedding is not None]
     tokenized = model.text_tokenizer.texts(texts)
-    return tokenized.ids_X.split(tokenized.lengths_N.tolist())
+    own_ids = [own.tolist() for own in tokenized.ids_X.split(tokenized.lengths_N.tolist())]
+    for i in fitting:
+        if theirs["ids"][i] != own_ids[i]:
+            raise _differs(
+                model, f"{texts[i][:40]!r} has other token ids, {theirs['ids'][i][:8]}..., {own_ids[i][:8]}..."
+            )
+    ours = model.encode([texts[i] for i in fitting], normalize_embeddings=True)
+    difference = largest_difference(ours, np.array([theirs["embeddings"][i] for i in fitting], dtype=np.float32))
+    if not difference <= max(TOLERANCE, TOLERANCES[model.dtype]):
+        raise _differs(model, f"embeddings differ by {difference:.1e}")
+    return Comparison("llama.cpp, each text alone", difference)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if "Error" in line or "ERROR" in line or "ASSERT" in line]
+    return (lines or [line for line in text.splitlines() if line.strip()] or ["no reason"])[-1][:200]
 
 
 def _differs(model: ULLME, reason: str) -> ValueError:
-    return ValueError(
-        f"format: llama.cpp does not reproduce {model.config.model_type!r}: {reason}; export without gguf"
-    )
+    kind = model.config.model_type
+    return ValueError(f"format: llama.cpp does not reproduce {kind!r}: {reason}; export without gguf")

@@ -68,7 +68,7 @@ def write_onnx(
         raise ValueError(
             f"format: torch.onnx cannot trace {kind!r} ({first_line(error)}); export without onnx"
         ) from error
-    remarks = ["ONNX: prompts were not compared, their tokens are pooled there"] if any(prompts.values()) else []
+    remarks = ["ONNX: prompts, whose tokens are pooled there"] if any(prompts.values()) else []
     if not options.verify:
         return [], remarks
     found = compared(model, _runner(place, exported), {}, options.normalize, _differs, _tolerance(model))

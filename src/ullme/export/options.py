@@ -71,7 +71,7 @@ class ExportReport:
         path: the directory.
         compared: the cases of the gate, with the differences that were found; empty without ``verify``.
         notes: what each server needs of it.
-        remarks: what could not be proven, one sentence each.
+        remarks: what was not compared, and why.
     """
 
     path: Path

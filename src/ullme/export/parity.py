@@ -100,11 +100,16 @@ def compared(
         embedded = [text for batch in batches for text in batch]
         ours = model.encode(embedded, prompt=prompt, normalize_embeddings=normalize)
         other = np.concatenate([np.asarray(theirs(batch, prompt), dtype=np.float32) for batch in batches])
-        difference = float(np.abs(ours - other).max() / np.abs(ours).max())
+        difference = largest_difference(ours, other)
         if not difference <= (TOLERANCES[model.dtype] if tolerance is None else tolerance):
             raise complaint(model, f"{case} differs by {difference:.1e}")
         found.append(Comparison(case, difference))
     return found
+
+
+def largest_difference(ours: Any, theirs: np.ndarray) -> float:
+    """The largest difference of two arrays, relative to the largest value of the first."""
+    return float(np.abs(ours - theirs).max() / np.abs(ours).max())
 
 
 def _opened(model: ULLME, folder: Path) -> SentenceTransformer:

@@ -60,7 +60,7 @@ def export_sentence_transformers(model: ULLME, path: str | Path, **options: Any)
 def _write(model: ULLME, folder: Path, prompts: Mapping[str, str], options: ExportOptions) -> ExportReport:
     write_directory(model, folder, prompts, normalize=options.normalize, keep_adapter=options.keep_adapter)
     compared = require_same(model, folder, prompts, options.normalize) if options.verify else []
-    remarks: list[str] = [] if options.verify else ["nothing was compared, as asked for"]
+    remarks: list[str] = [] if options.verify else ["anything, as asked for"]
     for name in dict.fromkeys(name for name in options.formats if name in _WRITERS):
         more, said = _WRITERS[name](model, folder, prompts, options)
         compared, remarks = [*compared, *more], [*remarks, *said]

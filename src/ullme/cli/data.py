@@ -114,7 +114,9 @@ def mine(
     count: Annotated[int, typer.Option(min=1, help="Negatives of a row.")] = 4,
     range_min: Annotated[int, typer.Option(min=0, help="Nearest candidates to pass over.")] = 0,
     range_max: Annotated[int | None, typer.Option(min=1, help="Candidates to look at.")] = None,
-    relative_margin: Annotated[float | None, typer.Option(help="Below the positive's score by this share.")] = 0.05,
+    relative_margin: Annotated[
+        float | None, typer.Option(help="Below the positive's score by this share; -1: no margin.")
+    ] = 0.05,
     absolute_margin: Annotated[float | None, typer.Option(help="Below the positive's score by this.")] = None,
     max_score: Annotated[float | None, typer.Option(help="Highest score of a negative.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Lowest score of a negative.")] = None,
@@ -144,7 +146,11 @@ def mine(
     settings = options.stated(attention=attention, pooling=pooling, dtype=dtype, max_length=max_length)
     miner = Miner(model, partial(load, model, settings), fingerprint, prompt, query_prompt, device, batch_size)
     how: dict[str, Any] = {"count": count, "range_min": range_min, "range_max": range_max, "sampled": sampled}
-    how |= {"relative_margin": relative_margin, "absolute_margin": absolute_margin, "max_score": max_score}
+    how |= {
+        "relative_margin": None if (relative_margin or 0) < 0 else relative_margin,
+        "absolute_margin": absolute_margin,
+        "max_score": max_score,
+    }
     how |= {"min_score": min_score, "seed": seed, "keep_scores": scores, "corpus": corpus, "kept": embeddings, "to": to}
     with shown_progress() as progress:
         how |= {"cross_encoder": _cross_encoder(cross_encoder, device), "progress": progress}

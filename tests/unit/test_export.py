@@ -51,6 +51,11 @@ def test_prompt_that_merges_with_the_text_is_refused(tmp_path):
     export_sentence_transformers(model, tmp_path / "export", prompts={})
 
 
+def test_a_prompt_that_merges_does_no_harm_where_the_last_token_is_pooled(tmp_path):
+    model = tiny_ullme(tmp_path, prompts={"query": "Find: "}, pooling="lasttoken")
+    assert_same(model, export_sentence_transformers(model, tmp_path / "export"), prompt="Find: ")
+
+
 def test_eos_is_appended_by_the_exported_tokenizer(tmp_path):
     model = tiny_ullme(tmp_path, append_eos=True, pooling="lasttoken", max_length=12)
     exported = assert_same(model, export_sentence_transformers(model, tmp_path / "export"))

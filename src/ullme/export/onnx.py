@@ -7,7 +7,9 @@ the pool, which the graph is not told; what pools by itself takes ``last_hidden_
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +82,29 @@ def _trace(graph: _Graph, place: Path) -> None:
     mask_NT = torch.ones_like(example_NT)
     mask_NT[1, 5:] = 0
     dynamic = {name: {0: "texts", 1: "tokens"} for name in INPUTS}
-    torch.onnx.export(
-        graph,
-        (example_NT, mask_NT),
-        place,
-        input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
-        dynamic_shapes=dynamic,
-        dynamo=True,
-        verbose=False,
-        external_data=sum(p.numel() * p.element_size() for p in graph.parameters()) > 1 << 30,
-    )
+    with _errors_only("torch.onnx"):  # it warns of every optional package that it does not find
+        torch.onnx.export(
+            graph,
+            (example_NT, mask_NT),
+            place,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            verbose=False,
+            external_data=sum(p.numel() * p.element_size() for p in graph.parameters()) > 1 << 30,
+        )
+
+
+@contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _runner(place: Path, exported: SentenceTransformer) -> Any:

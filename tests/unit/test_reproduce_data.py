@@ -177,6 +177,23 @@ def test_negatives_are_mined_once_and_again_when_rows_or_numbers_change(tmp_path
     assert len(calls) == 2  # the source and what is held out
 
 
+def test_mining_that_was_killed_goes_on_with_the_source_it_was_in(tmp_path, monkeypatch):
+    study = study_of(tmp_path, prepared(tmp_path / "data", {"one": PAIRS, "two": PAIRS[:30]}))
+    mined = []
+
+    def dying(rows, *args, **options):
+        mined.append(len(rows))
+        if len(mined) == 2:
+            raise KeyboardInterrupt
+        return mine_negatives(rows, *args, **options)
+
+    monkeypatch.setattr(mining, "mine_negatives", dying)
+    with pytest.raises(KeyboardInterrupt):
+        with_mined_negatives(study, tmp_path / "mined")
+    found = with_mined_negatives(study, tmp_path / "mined").data
+    assert len(mined) == 4 and set(found.train) == {"one", "two"}  # the first once, the second twice, the held-out
+
+
 def test_rows_keep_their_own_negatives_where_none_are_mined(tmp_path):
     data = prepared(tmp_path / "data", {"one": PAIRS})
     assert with_mined_negatives(study_of(tmp_path, data, mined=0), tmp_path / "mined").data is data

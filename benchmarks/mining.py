@@ -60,7 +60,6 @@ def run_config(options: argparse.Namespace, folder: Path, seed: int) -> RunConfi
                 "per_device_train_batch_size": options.batch_size,
                 "learning_rate": 5e-4,
                 "warmup_steps": 4,
-                "save_strategy": "no",
                 "report_to": "none",
                 "bf16": bf16,
                 "use_cpu": bf16,

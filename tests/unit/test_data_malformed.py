@@ -42,7 +42,7 @@ FILES = {
     "a number": ("a.jsonl", lines(GOOD, {**GOOD, "query": 7}), ["line 2", "query", "7 is a int"]),
     "no positive": ("a.jsonl", lines(GOOD, {"query": "q"}), ["line 2", "no column 'positive'"]),
     "no positives": ("a.jsonl", lines({"query": "q", "positives": []}), ["line 1", "positives", "empty list"]),
-    "misspelt": ("a.jsonl", lines({"query": "q", "positve": "p"}), ["line 1", "rename 'positve'"]),
+    "misspelt": ("a.jsonl", lines({"query": "q", "positivee": "p"}), ["line 1", "rename 'positivee'"]),
     "both sides": ("a.jsonl", lines({**GOOD, "negatives": ["a cat purrs"]}), ["line 1", "is also a positive"]),
     "scores amiss": ("a.jsonl", lines(GOOD, {**GOOD, "scores": [1]}), ["line 2", "1 scores for 2"]),
     "NaN score": ("a.jsonl", lines({**GOOD, "scores": [1, float("nan")]}), ["line 1", "nan is no finite score"]),

@@ -8,7 +8,7 @@ import pytest
 from ullme import __version__, cli
 from ullme.cli import main
 
-COMMANDS = ["train", "eval", "encode", "check", "quickstart", "search"]
+COMMANDS = ["train", "eval", "encode", "data", "check", "quickstart", "search"]
 
 
 HELP_WITHOUT_TORCH = """

@@ -10,6 +10,7 @@ import pytest
 from tests.evaluation import Recorder
 from tests.mteb_folders import WORDS, write_jsonl, write_msmarco
 from ullme.cli import main
+from ullme.data import load_pairs
 from ullme.eval import evaluate, select_tasks
 
 
@@ -104,6 +105,17 @@ def test_a_passage_is_its_title_and_text(tmp_path, options):
     assert f"What is a {WORDS[5]}?" not in asked, "nobody judged it"
 
 
+def test_a_passage_may_be_empty_as_in_known_collections(tmp_path, options):
+    folder = write_beir(tmp_path / "mine")
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d99", "title": "", "text": ""}\n')
+    assert evaluate(Recorder(), str(folder), **options).score("mine") == 100
+    with (folder / "qrels" / "train.tsv").open("w") as file:
+        file.write("q0\td0\t1\nq0\td99\t0\n")
+    with pytest.raises(ValueError, match="judged query 1: negatives.0.: empty text ''"):
+        load_pairs(str(folder))
+
+
 def test_a_folder_of_tasks_is_a_benchmark(tmp_path, options):
     home = tmp_path / "ours"
     home.mkdir()
@@ -136,7 +148,8 @@ def test_names_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("corpus.jsonl", '{"_id": "d0", "text": ""}\n', "corpus.jsonl, line 1: text: '' is no text"),
+        ("corpus.jsonl", '{"_id": "d0", "text": 5}\n', "corpus.jsonl, line 1: text: 5 is no text"),
+        ("queries.jsonl", '{"_id": "q0", "text": ""}\n', "queries.jsonl, line 1: text: '' is no text"),
         ("corpus.jsonl", '{"_id": "d0", "text": "a"}\n' * 2, "corpus.jsonl, line 2: id: 'd0' stands in an earlier row"),
         ("queries.jsonl", "{\n", "queries.jsonl, line 1, column 2: broken JSON"),
         ("qrels/test.tsv", "q0\tnowhere\t1\n", "test.tsv, line 1: there is no passage 'nowhere'; add it"),

@@ -96,7 +96,7 @@ def beir_parts(path: str, split: str) -> Parts:
         have = ", ".join(map(repr, splits)) or "none"
         raise ValueError(f"{path}: split: no qrels/{split}.tsv; it has {have}; set split{hint(split, splits)}")
     return Parts(
-        lambda: chain.from_iterable(map(_texts, files["corpus"])),
+        lambda: chain.from_iterable(_texts(path, blank=True) for path in files["corpus"]),
         lambda: chain.from_iterable(map(_texts, files["queries"])),
         lambda: _beir_judgements(splits[split]),
     )
@@ -159,8 +159,11 @@ def _attempts(path: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
         yield f"{path}, {'line' if jsonl else 'row'} {number}", row
 
 
-def _texts(path: Path) -> Part:
-    """The ids, titles and texts of a BEIR corpus, or of its queries."""
+def _texts(path: Path, blank: bool = False) -> Part:
+    """The ids, titles and texts of a BEIR corpus, or of its queries.
+
+    With ``blank`` a text may be empty: known collections have such passages (Cranfield's 471), which may be searched.
+    """
     for at, row in _attempts(path):
         if isinstance(row, ValueError):
             yield at, row
@@ -170,7 +173,7 @@ def _texts(path: Path) -> Part:
         whole = titled(title, text)
         if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
             yield at, ValueError(f"{at}: {name}: {shortened(key)} is no id; write a string in quotes")
-        elif not isinstance(whole, str) or not whole.strip():
+        elif not isinstance(whole, str) or not (blank or whole.strip()):
             yield at, ValueError(f"{at}: text: {shortened(text)} is no text; fill it in or remove the row")
         else:
             yield at, (str(key), title if isinstance(title, str) else "", text)

@@ -33,7 +33,7 @@ _WITH_HEAD = {"gpt2": "GPT2LMHeadModel", "mistral": "MistralForCausalLM"}
 #: Its class for Gemma 3 without the head is always bidirectional.
 _CAUSAL = {"gemma3_text": "Gemma3ForCausalLM"}
 
-#: Architectures of llama.cpp that are bidirectional without a key.
+#: Architectures of llama.cpp that are bidirectional without a key, with windows to both sides.
 _WITHOUT_KEY = ("gemma-embedding",)
 
 #: Largest difference in float32 between embeddings of length 1: llama.cpp's kernels round in their own way.
@@ -109,7 +109,10 @@ def _state_keys(converted: Path, place: Path, model: ULLME) -> None:
     assert field is not None, "a GGUF file names its architecture"
     architecture = field.contents()
     keys = {f"{architecture}.pooling_type": MetadataDetails(GGUFValueType.UINT32, POOLING_TYPES[model.pooling])}
-    if architecture not in _WITHOUT_KEY:
+    if architecture in _WITHOUT_KEY:
+        window = model.config.get_text_config(decoder=True).sliding_window  # reaches as far to each side; there, half
+        keys[f"{architecture}.attention.sliding_window"] = MetadataDetails(GGUFValueType.UINT32, 2 * window)
+    else:
         bidirectional = model.attention == "bidirectional"
         keys[f"{architecture}.attention.causal"] = MetadataDetails(GGUFValueType.BOOL, not bidirectional)
     copy_with_new_metadata(reader, GGUFWriter(place, architecture), keys, [])

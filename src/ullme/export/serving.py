@@ -125,9 +125,12 @@ def _vllm(directory: _Directory) -> tuple[bool, str]:
     missing = _keys_missing(directory, known, "is_causal") or _pooled(directory)
     if missing:
         return False, f"{missing}; serve it with sentence-transformers, or as GGUF or ONNX"
-    keys = "config.json: is_causal" if directory.kind != "gemma3_text" else "config.json: use_bidirectional_attention"
-    where = f"attention from {keys}, " if directory.bidirectional else ""
-    return True, f"vllm serve DIR --runner pooling; {where}pooling from modules.json{_prompt_hint(directory)}"
+    key, window = "is_causal", ""
+    if directory.kind == "gemma3_text":
+        key, window = "use_bidirectional_attention", "; its windows reach one token less to each side"
+    where = f"attention from config.json: {key}, " if directory.bidirectional else ""
+    said = f"vllm serve DIR --runner pooling; {where}pooling from modules.json{_prompt_hint(directory)}"
+    return True, said + (window if directory.bidirectional else "")
 
 
 def _tei(directory: _Directory) -> tuple[bool, str]:
@@ -148,6 +151,8 @@ def _llama_cpp(directory: _Directory) -> tuple[bool, str]:
     if missing := _pooled(directory):
         return False, missing
     asked = "{arch}.attention.causal = false, " if directory.bidirectional else ""
+    if asked and directory.kind == "gemma3_text":
+        asked = "general.architecture = gemma-embedding, "
     keys = f"the keys {asked}{{arch}}.pooling_type = {directory.pooling}"
     if not directory.ggufs:
         return False, f"needs a GGUF file with {keys}; add --format gguf"

@@ -50,8 +50,8 @@ class Comparison:
     def verdict(self) -> str:
         """``holds`` where the whole interval is above zero, ``reversed`` where it is below, else which way it leans."""
         d = self.difference
-        if d.tasks * d.seeds < 2:
-            return "one number each: no interval"
+        if d.tasks < 2:
+            return "one task: says nothing of others"
         if d.low > 0:
             return "holds"
         if d.high < 0:

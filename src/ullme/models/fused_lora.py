@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
+
+
+#: Types of a weight whose numbers are all here; a fake one stands for such a one (``ullme.apps.plan_model``).
+_WHOLE = (nn.Parameter, FakeTensor)
 
 
 class FusedLoraLinear(LoraLinear):
@@ -43,7 +48,7 @@ class FusedLoraLinear(LoraLinear):
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] in self.lora_variant:
             return None
         base, up = self.base_layer, self.lora_B[active[0]]
-        plain = type(base) is nn.Linear and type(base.weight) is nn.Parameter and not hasattr(base, "_hf_hook")
+        plain = type(base) is nn.Linear and type(base.weight) in _WHOLE and not hasattr(base, "_hf_hook")
         frozen = plain and not any(p.requires_grad for p in base.parameters())
         dropout = isinstance(self.lora_dropout[active[0]], nn.Dropout | nn.Identity)
         return active[0] if frozen and dropout and up.bias is None else None

@@ -1,8 +1,8 @@
 """What does a GRL step cost beside one organised as the paper's public code is? A real LLM, no GPU, equal work.
 
-    python benchmarks/grl_step.py [--queries 8] [--chunk-queries 2] [--repeats 3] [--dtype bfloat16]
+    python benchmarks/grl_step.py [--queries 8] [--negatives 3] [--chunk-queries 2] [--repeats 3] [--dtype bfloat16]
 
-Contrastive 1, DPO 0.5, KL 1 over a positive and three negatives, all counted, the reference included; LoRA 16 in
+Contrastive 1, DPO 0.5, KL 1 over a positive and its negatives, all counted, the reference included; LoRA 16 in
 float32 on frozen weights of ``--dtype``, under bfloat16 autocast. The batch is of documentation of Python's own
 library, cut to lengths from a log-normal distribution (median 60 tokens, at most 256). The paper's way
 (``paper_step.py``) holds ``--chunk-queries`` queries at a time; ours holds as many tokens as these have on average,
@@ -39,7 +39,7 @@ from ullme.types import Batch, ObjectiveInputs, PairExample
 
 SIDES = ("ours", "paper")  # in this order where one process runs both: the second takes the fused LoRA layers away
 OBJECTIVES = PRESETS["grl"]
-NEGATIVES, LONGEST = 3, 256
+LONGEST = 256
 
 #: Relative difference of two gradients that are the same in float32.
 SAME_GRADIENT = 1e-3
@@ -56,7 +56,7 @@ def load(options: argparse.Namespace) -> ULLME:
     return model.train()
 
 
-def batch_of(model: ULLME, queries: int, seed: int, longest: int = LONGEST) -> Batch:
+def batch_of(model: ULLME, queries: int, negatives: int, seed: int, longest: int = LONGEST) -> Batch:
     """Documentation strings end to end, cut into queries of 6 to 30 tokens and passages of skewed lengths."""
     draw = random.Random(seed)
     docs = [" ".join(d.doc.split()) for d in documented(("stdlib",))]
@@ -73,7 +73,7 @@ def batch_of(model: ULLME, queries: int, seed: int, longest: int = LONGEST) -> B
         return text(int(min(max(draw.lognormvariate(4.1, 0.8), 8), longest)))
 
     examples = [
-        PairExample(text(draw.randint(6, 30)), (passage(),), tuple(passage() for _ in range(NEGATIVES)), row_id=str(b))
+        PairExample(text(draw.randint(6, 30)), (passage(),), tuple(passage() for _ in range(negatives)), row_id=str(b))
         for b in range(queries)
     ]
     return PairCollator(model.text_tokenizer, generation=True)(examples)
@@ -122,7 +122,7 @@ def work(options: argparse.Namespace) -> dict[str, float]:
     """One measured step of one side, in this process."""
     torch.set_num_threads(options.threads)
     model = load(options)
-    batch = batch_of(model, options.queries, options.seed)
+    batch = batch_of(model, options.queries, options.negatives, options.seed)
     autocast = torch.autocast("cpu", torch.bfloat16)
     with autocast:
         model.embed_texts(batch.query.rows([0])).sum().backward()  # libraries set themselves up
@@ -137,7 +137,7 @@ def check(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     options.dtype = "float32"
     model = load(options)
-    batch = batch_of(model, 4, options.seed, longest=40)
+    batch = batch_of(model, 4, options.negatives, options.seed, longest=40)
     found = {}
     for side in SIDES:
         model.zero_grad(set_to_none=True)
@@ -149,11 +149,12 @@ def check(options: argparse.Namespace) -> dict[str, float]:
 def describe(options: argparse.Namespace) -> str:
     """The batch in words."""
     model = load(options)
-    batch = batch_of(model, options.queries, options.seed)
+    batch = batch_of(model, options.queries, options.negatives, options.seed)
     lengths = batch.passage.lengths_N.tolist()
     assert batch.generation is not None
     longest = int(max(batch.query.lengths_N.max(), batch.passage.lengths_N.max()))
-    padded = len(batch) * ((1 + 1 + NEGATIVES) * longest + (1 + NEGATIVES) * int(batch.generation.lengths_N.max()))
+    passages = 1 + options.negatives
+    padded = len(batch) * ((1 + passages) * longest + passages * int(batch.generation.lengths_N.max()))
     limit = chunk_tokens(batch, options.chunk_queries)
     return (
         f"{len(batch)} queries; passages of {min(lengths)} to {max(lengths)} tokens, median "
@@ -179,7 +180,7 @@ def table_of(found: dict[str, list[dict[str, float]]]) -> Table:
 def compare(options: argparse.Namespace) -> None:
     """All repetitions, each in its own process, and their table."""
     console = Console(width=110)
-    names = ("model", "dtype", "queries", "chunk_queries", "threads", "seed")
+    names = ("model", "dtype", "queries", "negatives", "chunk_queries", "threads", "seed")
     passed = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     error = in_fresh_process(__file__, [*passed, "--part=check"])["difference"]
     assert error < SAME_GRADIENT, f"the two sides' gradients differ by {error:.3g}"
@@ -198,6 +199,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--queries", type=int, default=8)
+    parser.add_argument("--negatives", type=int, default=3)
     parser.add_argument("--chunk-queries", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

@@ -29,7 +29,6 @@ from rich.table import Table
 from transformers import TrainerCallback
 
 from ullme.apps.doc_sources import documented
-from ullme.apps.heap import return_freed_tensors
 from ullme.apps.plan import plan
 from ullme.apps.run_data import build_loader, load_training_pairs
 from ullme.apps.train import training_arguments
@@ -132,7 +131,6 @@ def trained(options: argparse.Namespace) -> dict[str, int]:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         config = run_file(options, Path(folder))
-        return_freed_tensors()  # as ``ullme train`` does
         torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))  # the library sets itself up
         start = start_anew()
         model = ULLME(**config.model.settings().to_dict())

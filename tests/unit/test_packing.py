@@ -17,7 +17,8 @@ from ullme.models import packed_attention as attention_module
 from ullme.models.attention import AttentionSwitch, attention_switch
 from ullme.models.packed_attention import IMPLEMENTATIONS, packed_attention
 from ullme.models.packing_probe import packing_failure
-from ullme.models.text_groups import CELLS, ROWS, SHORT, Reach, TextGroups
+from ullme.models.reach import Reach
+from ullme.models.text_groups import CELLS, ROWS, SHORT, TextGroups
 from ullme.types import Attention, Texts
 
 KINDS = ("llama", "mistral", "qwen3", "gemma3_text", "gpt2", "phi")

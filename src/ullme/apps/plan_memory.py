@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,6 +42,10 @@ _OPTIMIZER_STATES: Mapping[str, tuple[float, int | None]] = {
 #: Hidden-sized values that a layer keeps for backward, per token (Korthikanti et al. 2022, "Reducing Activation
 #: Recomputation in Large Transformer Models", equation 1, without attention scores: fused attention keeps none).
 _ACTIVATIONS = 17
+
+#: Bytes that glibc's heap holds beside each byte of activations and workspace in use: blocks of up to 32 MiB stand in
+#: one heap, what backward needs between what was freed at once. 0.4 to 1.0 were measured (benchmarks/LOG.md).
+_HEAP = 0.65
 
 _COUNTED = "counted by running the model's code on the largest sampled chunk, without weights"
 _ESTIMATED = "a formula's: without weights the code of model type {kind!r} does not run ({error})"
@@ -96,10 +101,17 @@ def memory_plan(config: RunConfig, model_config: Any, step: LargestStep) -> Memo
             _optimizer_name(config): _optimizer_bytes(config.trainer.optim, model) // share,
             "activations": chunk.kept,
             "workspace": max(0, chunk.peak - chunk.kept),
+            "freed, kept by the C library": _kept_by_heap(chunk),
             "embeddings and their gradients": _embedding_bytes(config, model.embedding_dimension, step, devices),
         }
-    optional = ("half-precision copies", "gathered layers", "gradients on their way")
+    optional = ("half-precision copies", "gathered layers", "gradients on their way", "freed, kept by the C library")
     return MemoryPlan(parameters, {n: size for n, size in sizes.items() if size or n not in optional}, devices, source)
+
+
+def _kept_by_heap(chunk: ChunkMemory) -> int:
+    """What a process on a CPU holds of freed tensors; none where the environment sends them to the operating system."""
+    default = platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
+    return int(_HEAP * chunk.peak) if default and not torch.cuda.is_available() else 0
 
 
 def devices_of_run() -> int:

@@ -10,7 +10,6 @@ from typing import Any
 from transformers.trainer_utils import set_seed
 
 from ullme import distributed
-from ullme.apps.heap import return_freed_tensors
 from ullme.apps.run_data import (
     build_loader,
     evaluation_collator,
@@ -70,7 +69,6 @@ def train(config: RunConfig) -> TrainedRun:
     held_out = load_pairs(config.data.eval) if config.data.eval else None
     if held_out is not None:
         require_scores(config, held_out)
-    return_freed_tensors()
     set_seed(config.trainer.seed)  # a new adapter starts from random numbers
     model = ULLME(**config.model.settings().to_dict())
     arguments = training_arguments(config)  # joins the other processes, among which the loader shares its rows

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ullme.models.reach import Reach
 from ullme.models.text_attention import attend_each_text
-from ullme.models.text_groups import Reach, TextGroups
+from ullme.models.text_groups import TextGroups
 from ullme.types import Attention
 
 #: What some architectures pass to their attention that changes its result and is not computed here.

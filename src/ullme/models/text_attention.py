@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ullme.models.text_groups import Block, Layout, Reach, TextGroups
+from ullme.models.reach import Reach
+from ullme.models.text_groups import Block, Layout, TextGroups
 
 
 def attend_each_text(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ullme.models.packed_row import Prefix
-from ullme.types import Attention
+from ullme.models.reach import Reach
 
 #: Queries of a block of a longer text: its weights stay in a core's cache.
 ROWS = 256
@@ -29,41 +29,6 @@ CELLS = 2**17
 
 #: Products of padding per product that is needed, of each text, and how many are free: one more call costs more.
 WASTE, FREE = 0.4, 256
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How many keys before and after its own place a token sees; None is no limit."""
-
-    before: int | None
-    after: int | None
-
-    @classmethod
-    def of(cls, attention: Attention, window: int | None) -> Reach:
-        """As Transformers counts a window: with the token itself under causal attention, to both sides without it."""
-        if attention == "causal":
-            return cls(None if window is None else window - 1, 0)
-        return cls(window, window)
-
-    def keys(self, rows: range, length: int) -> range:
-        """The keys that some of these tokens see in a text of this length."""
-        low = 0 if self.before is None else max(0, rows.start - self.before)
-        high = length if self.after is None else min(length, rows.stop + self.after)
-        return range(low, high)
-
-    def hides(self, rows: range, keys: range) -> bool:
-        """Whether some of these tokens does not see some of these keys."""
-        past = self.before is not None and keys.start < rows.stop - 1 - self.before
-        return past or (self.after is not None and keys.stop - 1 > rows.start + self.after)
-
-    def hidden(self, offset: np.ndarray) -> np.ndarray:
-        """True where a key at this offset from a token is not seen by it."""
-        hidden = np.zeros_like(offset, dtype=bool)
-        if self.before is not None:
-            hidden |= offset < -self.before
-        if self.after is not None:
-            hidden |= offset > self.after
-        return hidden
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ TOKENS_PER_TEXT = 128
 #: Tokens, padding included, of one forward inside a training chunk.
 FORWARD_TOKENS = 16_384
 
-#: Tokens of one forward of ``encode`` at most, by device type: on two CPU cores SmolLM2-135M's activations of more leave
-#: the caches (4,096 take 5% longer in bfloat16).
+#: Tokens of one forward of ``encode`` at most, by device type: on two CPU cores activations of more leave the caches
+#: (4,096 tokens of SmolLM2-135M take 5% longer in bfloat16).
 ENCODE_TOKENS: Mapping[str, int] = {"cpu": 2048}
 
 #: Padding of one padded forward, in tokens, by device type: about what one more forward costs, however short its texts.

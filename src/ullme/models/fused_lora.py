@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-
 #: Types of a weight whose numbers are all here; a fake one stands for such a one (``ullme.apps.plan_model``).
 _WHOLE = (nn.Parameter, FakeTensor)
 

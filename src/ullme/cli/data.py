@@ -180,15 +180,13 @@ def _length(model: str | None, longest: int | None) -> Length:
 def _tests(names: list[str] | None, data_dir: Path | None) -> Iterator[EvaluationTexts]:
     """The texts of evaluation tasks, by their names or files."""
     from ullme.apps.data_check import EvaluationTexts
-    from ullme.eval.local import cache_of, data_folder, local_revision, with_local_data
+    from ullme.eval.local import data_folder, with_local_data
     from ullme.eval.tasks import select_tasks
     from ullme.reproduce.overlap import texts_of
 
     root = data_folder(data_dir)
     for task in select_tasks(names) if names else ():
-        chosen = with_local_data(task, root) if root else task
-        with cache_of(local_revision(chosen)):
-            yield EvaluationTexts(*texts_of(chosen))
+        yield EvaluationTexts(*texts_of(with_local_data(task, root) if root else task))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from datasets import Dataset
 from mteb.abstasks import AbsTask
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 
+from ullme.eval.local import cache_of, local_revision
 from ullme.eval.tasks import parts_of
 from ullme.types import PairExample
 
@@ -104,7 +105,8 @@ def texts_of(task: AbsTask) -> TaskTexts:
     corpora: list[Iterable[str]] = []
     for shared in parts_of(task):
         part = copy.copy(shared)  # whose data go when it does
-        part.load_data()
+        with cache_of(local_revision(part)):
+            part.load_data()
         if isinstance(part, AbsTaskRetrieval):
             part.convert_v1_dataset_format_to_v2(num_proc=None)
             splits = [by_split[s] for by_split in part.dataset.values() for s in part.eval_splits if s in by_split]

@@ -5,13 +5,16 @@ import json
 import pytest
 from datasets import Dataset
 
+from tests.mteb_folders import write_msmarco
 from ullme.data.mining import mine_negatives
+from ullme.eval import select_tasks
+from ullme.eval.local import with_local_data
 from ullme.reproduce import mining
 from ullme.reproduce.budgets import budget_of
 from ullme.reproduce.data import Prepared, prepare, read_file, read_rows, sources_of
 from ullme.reproduce.floor import BagOfWords
 from ullme.reproduce.mining import mine, with_mined_negatives
-from ullme.reproduce.overlap import Overlap, TaskTexts, _texts, find_overlap
+from ullme.reproduce.overlap import Overlap, TaskTexts, _texts, find_overlap, texts_of
 from ullme.reproduce.prompts import PROMPT_SETS, WANG, prompt_set
 from ullme.reproduce.study import Study
 from ullme.reproduce.tables import TYPES
@@ -117,6 +120,15 @@ def test_texts_of_a_task_are_those_of_its_evaluated_splits():
     train = Dataset.from_dict({"text": ["of the training split"]})
     data = {"en": {"test": {"corpus": rows, "relevant_docs": {"q": {"x": 1}}}, "train": train}}
     assert sorted(_texts(data, {"test"})) == ["a passage", "b", "c"]
+
+
+def test_texts_of_changed_local_data_are_the_new_ones(tmp_path, datasets_cache):
+    found = []
+    for seed in ("first", "second"):
+        write_msmarco(tmp_path, seed=seed)
+        (task,) = select_tasks("MSMARCO")
+        found.append({text for text in texts_of(with_local_data(task, tmp_path)).judged if seed in text})
+    assert [len(texts) for texts in found] == [10, 10]
 
 
 def test_a_negative_that_a_test_judges_is_taken_from_its_row(tmp_path):

@@ -67,7 +67,7 @@ def test_the_card_tells_data_recipe_proof_and_limits_but_no_places(run, tmp_path
     assert main(["export", str(run / "model"), str(tmp_path / "out"), "--no-prompts"]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
     card = ModelCard(text)
-    assert card.data.library_name == "sentence-transformers" and "ullme" in card.data.tags
+    assert card.data.get("library_name") == "sentence-transformers" and "ullme" in card.data.tags
     for told in (
         "pairs.jsonl (weight 2.0)",
         "org/set (split train)",

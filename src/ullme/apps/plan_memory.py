@@ -43,9 +43,10 @@ _OPTIMIZER_STATES: Mapping[str, tuple[float, int | None]] = {
 #: Recomputation in Large Transformer Models", equation 1, without attention scores: fused attention keeps none).
 _ACTIVATIONS = 17
 
-#: Bytes that glibc's heap holds beside each byte of activations and workspace in use: blocks of up to 32 MiB stand in
-#: one heap, what backward needs between what was freed at once. 0.4 to 1.0 were measured (benchmarks/LOG.md).
-_HEAP = 0.65
+#: Bytes that glibc's heap holds of freed tensors: blocks of up to 32 MiB stand in one heap, what backward needs between
+#: what was freed at once. A share of what is in use and a part of its own, but no more than so many times what is in
+#: use; fitted to real steps (benchmarks/LOG.md), not derived.
+_HEAP_SHARE, _HEAP_BASE, _HEAP_MOST = 0.35, 400 * 2**20, 3
 
 _COUNTED = "counted by running the model's code on the largest sampled chunk, without weights"
 _ESTIMATED = "a formula's: without weights the code of model type {kind!r} does not run ({error})"
@@ -111,7 +112,9 @@ def memory_plan(config: RunConfig, model_config: Any, step: LargestStep) -> Memo
 def _kept_by_heap(chunk: ChunkMemory) -> int:
     """What a process on a CPU holds of freed tensors; none where the environment sends them to the operating system."""
     default = platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
-    return int(_HEAP * chunk.peak) if default and not torch.cuda.is_available() else 0
+    if not default or torch.cuda.is_available():
+        return 0
+    return int(min(_HEAP_MOST * chunk.peak, _HEAP_BASE + _HEAP_SHARE * chunk.peak))
 
 
 def devices_of_run() -> int:

@@ -67,7 +67,7 @@ def write_directory(
             **{key: name == model.pooling for name, key in POOLING_KEYS.items()},
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
-            "include_prompt": False,
+            "include_prompt": model.pooling == "lasttoken",  # left out by count, a prompt that merges takes all of "a"
         },
     }
     for place, _ in modules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,8 +44,9 @@ def run(study: Study, job: Job) -> RowResult:
         ValueError: what training or evaluation says.
     """
     start = _now()
-    model, history = _model(study, job)
+    folder, history = _trained(study, job)
     trained = _now()
+    model = _scored_model(study, job, folder)
     scored = evaluate(
         model,
         study.tasks,
@@ -66,8 +68,6 @@ def run(study: Study, job: Job) -> RowResult:
         ran_on={**commit(), "versions": versions(), "hardware": hardware()},
     )
     result.save(study.results)
-    del model
-    gc.collect()  # a model and its optimiser hold each other
     return result
 
 
@@ -76,18 +76,28 @@ def task_scores(scored: EvaluationResults) -> tuple[TaskScore, ...]:
     return tuple(TaskScore(s.task, s.task_type, s.score, s.metric, s.revision) for s in scored.scores)
 
 
-def _model(study: Study, job: Job) -> tuple[Any, list[dict[str, Any]]]:
-    """What is scored, and what its training logged."""
-    if job.row.untrained is not None:
-        settings = dict(job.row.untrained)
-        length = study.budget.max_length * (2 if settings.get("echo") else 1)
-        base = ULLME(study.model, max_length=length, **settings).eval()
-        return base.to("cuda" if torch.cuda.is_available() else "cpu"), []
-    if not job.row.stages:
-        return BagOfWords(), []
+def _trained(study: Study, job: Job) -> tuple[Path | None, list[dict[str, Any]]]:
+    """The folder of a row's model and the log of its last stage; None and nothing without training."""
+    folder, history = None, []
     for config in stage_configs(study, job):
         done = train(config)
-    return done.model, done.history
+        folder, history = done.folder, done.history
+        del done
+        gc.collect()  # a model and its optimiser hold each other
+    return folder, history
+
+
+def _scored_model(study: Study, job: Job, folder: Path | None) -> Any:
+    """A row's model in the precision in which the study scores."""
+    if folder is None and job.row.untrained is None:
+        return BagOfWords()
+    if folder is not None:
+        model = ULLME.from_pretrained(folder, dtype=study.dtype)
+    else:
+        settings = dict(job.row.untrained or {})
+        length = study.budget.max_length * (2 if settings.get("echo") else 1)
+        model = ULLME(study.model, max_length=length, dtype=study.dtype, **settings)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _now() -> tuple[float, float]:

@@ -35,7 +35,7 @@ class Study:
         prompts: as for :func:`ullme.eval.evaluate`.
         configs: folder of the rows' run files.
         overrides: ``section.key=value`` of every run file.
-        bf16: whether training computes under bfloat16 autocast; scores are computed in the model's dtype.
+        bf16: whether training computes under bfloat16 autocast, and the saved model is scored in bfloat16.
         results: folder of scores, tables and plots.
         work: folder of data, checkpoints and models.
     """
@@ -52,6 +52,11 @@ class Study:
     bf16: bool
     results: Path
     work: Path
+
+    @property
+    def dtype(self) -> str:
+        """In which models are scored."""
+        return "bfloat16" if self.bf16 else "float32"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ def made_of(study: Study, job: Job) -> str:
         "prompts": study.prompts,
         "overrides": study.overrides if job.row.trained else (),
     }
+    if job.row.trained or job.row.untrained is not None:
+        content["dtype"] = study.dtype
     if job.row.trained:
         content["data"] = {name: source.get("sha256") for name, source in study.data.sources.items()}
         content["held_out"] = file_hash(study.data.held_out) if study.data.held_out else None

@@ -13,10 +13,12 @@ import typer
 from ullme import __version__
 from ullme.cli.check import check
 from ullme.cli.data import data
+from ullme.cli.demo import demo
 from ullme.cli.encode import encode
 from ullme.cli.eval import evaluate
 from ullme.cli.export import export
 from ullme.cli.quickstart import quickstart
+from ullme.cli.report import report
 from ullme.cli.reproduce import reproduce
 from ullme.cli.search import search
 from ullme.cli.train import train
@@ -31,6 +33,7 @@ _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 _CONTINUED = {
     "train": "resume from the last checkpoint",
     "encode": "continue after the last finished shard",
+    "demo": "continue indexing",
     "data": "run it again (what data mine has embedded is kept)",
     "reproduce": "continue with the row that was interrupted",
 }
@@ -45,10 +48,12 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("encode")(encode)
 app.command("search")(search)
+app.command("demo")(demo)
 app.command("export")(export)
 app.command("check")(check)
 app.add_typer(data, name="data")
 app.command("reproduce")(reproduce)
+app.command("report")(report)
 
 
 @app.callback(invoke_without_command=True)

@@ -23,9 +23,10 @@ from ullme.apps.train import train
 from ullme.config import RunConfig
 from ullme.models import ULLME
 from ullme.trainer.plots import plot_losses
-from ullme.types import Attention
+from ullme.types import Attention, PairExample
 
 PASSAGES_FILE = "passages.txt"
+TEST_FILE = "test.jsonl"
 MAX_LENGTH = 64  # tokens of a text: the longest passages of the documentation are about 60
 
 
@@ -155,6 +156,8 @@ def _write_data(pairs: DocPairs, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(pairs.train, folder / "train.jsonl")
     (folder / PASSAGES_FILE).write_text("\n".join(pairs.corpus.values()) + "\n", encoding="utf-8")
+    asked = [PairExample(query, tuple(pairs.corpus[p] for p in pairs.qrels[i])) for i, query in pairs.queries.items()]
+    write_jsonl(asked, folder / TEST_FILE)
 
 
 def _encoder(model: ULLME, attention: Attention, bf16: bool) -> Encode:

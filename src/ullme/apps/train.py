@@ -18,6 +18,7 @@ from ullme.apps.run_data import (
     require_scores,
 )
 from ullme.apps.run_folder import MODEL_FOLDER, prepare_folder, require_own_folder
+from ullme.apps.run_record import recorded
 from ullme.config import RunConfig
 from ullme.data import load_pairs
 from ullme.models import ULLME
@@ -50,9 +51,10 @@ class TrainedRun:
 def train(config: RunConfig) -> TrainedRun:
     """Carry out a run, from its last whole checkpoint if it was interrupted.
 
-    Its folder gets ``run.yaml`` (the resolved run file), checkpoints, logs, their picture in ``curves.png``, the
-    trained model in ``model/``, if the run asks for an evaluation ``scores.md``, and if it needs them the likelihoods
-    under the original LLM in ``reference/``. All that can be wrong is found before the folder is touched.
+    Its folder gets ``run.yaml`` (the resolved run file), ``calls.json`` (rows, machine, versions), checkpoints, logs,
+    their picture in ``curves.png``, the trained model in ``model/``, if the run asks for an evaluation ``scores.md``,
+    and if it needs them the likelihoods under the original LLM in ``reference/``. All that can be wrong is found before
+    the folder is touched.
 
     A process that is killed, at any moment, loses what came after the last checkpoint and nothing else. SIGTERM and
     SIGINT save one after the step that they come in; a second one ends the process at once.
@@ -87,7 +89,7 @@ def train(config: RunConfig) -> TrainedRun:
         chunk_tokens=config.trainer.chunk_tokens,
         callbacks=[stop],
     )
-    with stop.listening():
+    with recorded(config, dataset, held_out, arguments.device), stop.listening():
         trainer.train(resume_from_checkpoint=True)
     stop.raise_if_stopped(trainer.state, folder)
     model.eval()

@@ -1,0 +1,118 @@
+"""What a run was carried out with, beside its run file: rows, machine, versions, and how long each call of it took."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ullme import distributed
+from ullme.config import RunConfig
+from ullme.data import PairDataset, PairStream
+from ullme.trainer.resume import unfinished
+
+RECORD_FILE = "calls.json"
+
+_PACKAGES = "ullme torch transformers peft accelerate datasets mteb sentence-transformers numpy".split()
+
+
+@contextmanager
+def recorded(
+    config: RunConfig, dataset: PairDataset | PairStream, held_out: PairDataset | None, device: torch.device
+) -> Iterator[None]:
+    """Write down in ``calls.json`` what is trained on and where, and at the end how many seconds it took.
+
+    A run that was interrupted has an entry for each call; one that was killed has no seconds. The first process writes.
+    """
+    if distributed.rank() != 0:
+        yield
+        return
+    place = config.trainer.output_dir / RECORD_FILE
+    call: dict[str, Any] = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": None}
+    call |= {"device": _named(device), "processes": distributed.world_size()}
+    call |= {"commit": commit(), "versions": versions(), "hardware": hardware()}
+    rows = {"train": row_counts(dataset), "held_out": row_counts(held_out)}
+    content = {"rows": rows, "calls": [*_calls(place), call]}
+    _write(place, content)
+    start = time.monotonic()
+    yield
+    call["seconds"] = round(time.monotonic() - start, 1)
+    _write(place, content)
+
+
+def row_counts(dataset: PairDataset | PairStream | None) -> dict[str, int] | None:
+    """Rows of each source; None where they are streamed and so not counted, or there is no data."""
+    if not isinstance(dataset, PairDataset):
+        return None
+    return {name: len(rows) for name, rows in zip(dataset.sources, dataset.source_rows(), strict=True)}
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the code and whether files of it were changed; null where it is no checkout of it."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # an installed copy may lie inside a checkout of something else
+        return {"commit": git("rev-parse", "HEAD").strip(), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "changed": None}
+
+
+def versions() -> dict[str, str]:
+    """Python, ullme and the libraries that decide a score, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # mteb wants a newer Python than ullme does
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and GPUs."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return {
+        "cpu": _cpu() or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(pages / 2**30),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _calls(place: Path) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads(place.read_text(encoding="utf-8"))["calls"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return []  # a record is no reason to stop a training
+
+
+def _write(place: Path, content: dict[str, Any]) -> None:
+    unfinished(place).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unfinished(place).replace(place)

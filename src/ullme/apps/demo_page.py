@@ -72,8 +72,8 @@ def demo_page(models: Sequence[SearchedModel], about: str, run: Path | None = No
     return page
 
 
-def launch(page: gradio.Blocks, host: str, port: int, *, block: bool = True) -> str:
-    """Serve a page from this process, and from nowhere else; the address, if it does not block."""
+def serve(page: gradio.Blocks, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve a page from this process, and from nowhere else, until it is interrupted; ``ready`` gets its address."""
     import gradio as gr
 
     theme = gr.themes.Base(
@@ -93,9 +93,10 @@ def launch(page: gradio.Blocks, host: str, port: int, *, block: bool = True) -> 
         mcp_server=False,
         inbrowser=False,
         quiet=True,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
     )
-    return address
+    ready(address)
+    page.block_thread()
 
 
 def _search_tab(gr: Any, models: Mapping[str, SearchedModel]) -> None:

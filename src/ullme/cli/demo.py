@@ -34,7 +34,7 @@ def demo(
     require_gradio()
     require_port(host, port)
     from ullme.apps.demo import DemoCorpus, PassageSource, SearchedModel, generation_scores, read_corpus, require_model
-    from ullme.apps.demo_page import demo_page, launch
+    from ullme.apps.demo_page import demo_page, serve
     from ullme.apps.demo_run import read_run
     from ullme.cli.console import stdout
     from ullme.cli.encode_progress import shown_progress
@@ -56,5 +56,5 @@ def demo(
         with shown_progress() as progress:
             searched.index(searched.model.attention, progress)
     page = demo_page(models, f"{read.rows:,} passages of {corpus}", run)
-    console.print(f"The page is at http://{host}:{port} (Ctrl-C ends it)", soft_wrap=True, markup=False)
-    launch(page, host, port)
+    said = "The page is at {} (Ctrl-C ends it)"
+    serve(page, host, port, lambda address: console.print(said.format(address), soft_wrap=True, markup=False))

@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format lint types imports spelling clean
+.PHONY: help quickstart test check format lint types imports spelling docs clean
 
 help:
 	@echo "make quickstart   set up, then fine-tune a small LLM into an embedder and search with it"
 	@echo "make test         set up, then run every check and every test"
 	@echo "make check        the checks without the tests: lint, types, imports, spelling"
+	@echo "make docs         build the documentation into site/"
 	@echo "make format       rewrite the code in the project's format"
 	@echo "make clean        remove the environment and every cache"
 
@@ -32,7 +33,7 @@ $(VENV)/.stamp-model: constraints.txt | $(VENV)/.stamp-venv
 	@touch $@
 
 $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
-	$(PIP) -e ".[test,dev]"
+	$(PIP) -e ".[test,dev,docs]"
 	@touch $@ $(VENV)/.stamp-ullme
 
 quickstart: $(VENV)/.stamp-ullme $(VENV)/.stamp-model
@@ -57,9 +58,12 @@ imports: $(VENV)/.stamp-dev
 spelling: $(VENV)/.stamp-dev
 	$(BIN)/codespell
 
+docs: $(VENV)/.stamp-dev
+	$(BIN)/mkdocs build --strict $(ARGS)
+
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache dist build
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache dist build site

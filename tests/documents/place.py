@@ -35,7 +35,9 @@ ROWS = [
     {
         "query": f"what is the {word} of number {number}?",
         "positive": f"the {word} of number {number} is a thing that people keep at home",
-        "negatives": [f"nobody has seen {other} number {number} for a long time" for other in WORDS if other != word][:3],
+        "negatives": [f"nobody has seen {other} number {number} for a long time" for other in WORDS if other != word][
+            :3
+        ],
     }
     for number in range(4)
     for word in WORDS

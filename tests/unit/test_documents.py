@@ -1,17 +1,12 @@
-"""Documents that name code, tests and commands are true to them."""
+"""Documents that name code and tests are true to them; their blocks and links are tested in tests/documents."""
 
 import ast
 import re
 from pathlib import Path
 
 import pytest
-import yaml
-
-from ullme.cli import app
-from ullme.config import read_run_file
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 
 
 def names_of(path):
@@ -30,7 +25,6 @@ def names_of(path):
 def test_every_file_and_function_that_a_document_names_exists(document):
     text = (ROOT / document).read_text()
     places = set(re.findall(r"`((?:src|tests|docs|configs|benchmarks)/[\w./]+)(?:::(\w+))?`", text))
-    places |= {(target, "") for target in re.findall(r"\]\(([\w./]+)\)", text)}
     for path, name in sorted(places):
         assert (ROOT / path).exists(), path
         assert not name or name in names_of(ROOT / path), f"{path}::{name}"
@@ -44,22 +38,6 @@ def test_every_line_of_the_paper_index_has_code_a_test_or_the_issue_that_owes_th
         if cells[0] not in ("Paper", "---"):
             assert all("::" in cell or "issue" in cell for cell in cells[2:4]), row
             assert cells[4], row
-
-
-def test_the_readmes_run_file_is_valid(tmp_path):
-    block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]
-    assert yaml.safe_load(block)
-    path = tmp_path / "run.yaml"
-    path.write_text(block)
-    assert read_run_file(path).objectives
-
-
-def test_the_readmes_commands_exist():
-    commands = set(re.findall(r"^ullme (\w+)", README, re.MULTILINE))
-    assert commands and commands <= {entry.name for entry in (*app.registered_commands, *app.registered_groups)}
-    assert set(re.findall(r"^make (\w+)", README, re.MULTILINE)) == {"quickstart", "test"}
-    makefile = (ROOT / "Makefile").read_text()
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in ("quickstart", "test"))
 
 
 def test_ci_and_pre_commit_run_the_checks_of_the_makefile():
@@ -76,7 +54,7 @@ def test_constraints_pin_every_direct_dependency_and_name_no_host():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    wanted = project["dependencies"] + optional["test"] + optional["dev"] + optional["demo"]
+    wanted = project["dependencies"] + optional["test"] + optional["dev"] + optional["docs"] + optional["demo"]
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = {line.split("==")[0] for line in lines}
     assert all(re.fullmatch(r"[a-z0-9.-]+==[\w.]+( ; python_version >= \"3\.11\")?", line) for line in lines)

@@ -32,7 +32,9 @@ def reproduce(
     prompts: Annotated[
         str, typer.Option(help="none, task (mteb's), wang (by type of task), or a YAML file task -> instruction.")
     ] = "none",
-    configs: Annotated[Path, typer.Option(help="Folder of the rows' run files.")] = Path("configs/reproduce"),
+    configs: Annotated[
+        Path | None, typer.Option(help="Folder of the rows' run files; default those of configs/reproduce, as shipped.")
+    ] = None,
     results: Annotated[Path, typer.Option(help="Where results/<name> is put.")] = Path("results"),
     work: Annotated[Path, typer.Option(help="Where checkpoints and models are put.")] = Path("runs/reproduce"),
 ) -> None:
@@ -40,6 +42,7 @@ def reproduce(
     from ullme.cli.console import stdout
     from ullme.reproduce.command import reproduce as run
     from ullme.reproduce.options import Options
+    from ullme.reproduce.rows import shipped_configs
 
     console = stdout()
     options = Options(
@@ -55,7 +58,7 @@ def reproduce(
         mteb_folder=mteb_folder,
         prompts=prompts,
         overrides=tuple(overrides or ()),
-        configs=configs,
+        configs=configs or shipped_configs(),
         results=results,
         work=work,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ullme.reproduce.data import prepare, read_rows
 from ullme.reproduce.mining import with_mined_negatives
 from ullme.reproduce.overlap import find_overlap, texts_of
 from ullme.reproduce.prompts import prompt_set
+from ullme.reproduce.rows import shipped_configs
 from ullme.reproduce.study import Study
 from ullme.reproduce.tasks import chosen_tasks, write_documentation
 
@@ -45,7 +46,7 @@ class Options:
         prompts: ``none``, ``task`` (mteb's instructions), ``wang`` (one per type of task, after Wang et al. 2023), or a
             YAML file task or type -> instruction.
         overrides: ``key=value`` of the budget, ``section.key=value`` of every run file.
-        configs: folder of the rows' run files.
+        configs: folder of the rows' run files; default those that came with ullme.
         results: folder of results; the study gets its own in it.
         work: folder of data, checkpoints and models; the study gets its own in it.
         packages: whose documentation stands in for data and tasks.
@@ -63,7 +64,7 @@ class Options:
     mteb_folder: Path | None = None
     prompts: str = "none"
     overrides: tuple[str, ...] = ()
-    configs: Path = Path("configs/reproduce")
+    configs: Path = field(default_factory=shipped_configs)
     results: Path = Path("results")
     work: Path = Path("runs/reproduce")
     packages: Sequence[str] = PACKAGES

@@ -77,6 +77,12 @@ def chosen_rows(names: Iterable[str] | None = None) -> list[Row]:
     return rows
 
 
+def shipped_configs() -> Path:
+    """The folder of the rows' run files: in an installed package its own, in a checkout ``configs/reproduce``."""
+    packaged = Path(__file__).parent / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs" / "reproduce"
+
+
 def _own_row(path: Path) -> Row:
     if not path.is_file():
         raise ValueError(f"rows: there is no run file {str(path)!r}; check the path, or choose from {', '.join(ROWS)}")

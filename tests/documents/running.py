@@ -69,10 +69,12 @@ class Page:
         for command in commands(block.text):
             words = shlex.split(command, comments=True)
             assert not {"|", "&&", ">", "<", ";"} & set(words), f"{command}: write it as a simple command"
-            while "=" in words[0]:
+            words = words[words[0] == "export" :]
+            while words and "=" in words[0]:
                 self.monkeypatch.setenv(*words.pop(0).split("=", 1))
-            parse(words)
-            if block.reason(command) is None:
+            if words:
+                parse(words)
+            if words and block.reason(command) is None:
                 assert words[0] == "ullme", f"{block.place}: {command}: say why it is not run"
                 assert main(words[1:] + ADDED.get(words[1], [])) == 0, f"{block.place}: {command}"
 

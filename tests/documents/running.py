@@ -59,7 +59,7 @@ class Page:
     def yaml(self, block: Block) -> None:
         shown = yaml.safe_load(block.text)
         file = Path("shown.yaml")
-        file.write_text(yaml.safe_dump({**REST, **shown}))
+        file.write_text(yaml.safe_dump(shown if block.title else {**REST, **shown}))
         assert read_run_file(file).objectives
 
     def json(self, block: Block) -> None:

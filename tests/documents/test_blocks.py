@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import pytest
+import typer
 
 from tests.documents.pages import PAGES, ROOT, blocks
 from tests.documents.place import furnish
@@ -45,6 +46,36 @@ def test_blocks_run_in_their_order(page, here, monkeypatch):
             reader.run(block)
         else:
             assert page.rsplit("/", 1)[-1] in (ROOT / block.test).read_text(), f"{block.place}: {block.test}"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "```bash\nullme encode m corpus.jsonl out/ --precison int8\n```\n",
+        "```bash\nullme data chek pairs.jsonl\n```\n",
+        "```bash\nullme encode m corpus.jsonl out/ --batch-size many\n```\n",
+        "```bash\nullme check m | head\n```\n",
+        "```bash\nmake docz\n```\n",
+        "```bash\npip install 'ullme[onxn]'\n```\n",
+        "```python\nfrom ullme.models import ULME\n```\n",
+        "```python\nx = (\n```\n",
+        "```yaml\ndata: {train: [{path: a, wieght: 3}]}\n```\n",
+        '```yaml title="run.yaml"\nmodel: {name_or_path: m}\n```\n',
+        "```ruby\nputs 1\n```\n",
+    ],
+)
+def test_what_is_not_run_is_still_parsed(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("p", f"<!-- not run: a test of tests -->\n{wrong}")
+    with pytest.raises((AssertionError, KeyError, SyntaxError, ValueError, typer.BadParameter.__mro__[1])):
+        Page(monkeypatch).run(block)
+
+
+def test_what_runs_may_not_fail(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for wrong in ("```python\n1 / 0\n```\n", "```bash\nullme search nowhere/ what\n```\n"):
+        with pytest.raises((ZeroDivisionError, AssertionError)):
+            Page(monkeypatch).run(*blocks("p", wrong))
 
 
 def test_a_comment_without_reason_is_refused():

@@ -110,8 +110,8 @@ def test_the_quickstart_runs_in_an_empty_folder(ullme):
 def test_texts_are_encoded_and_searched(ullme):
     (ullme.folder / "texts.txt").write_text("Cats sleep all day.\nInterest rates rose.\nRain fell on the hills.\n")
     ullme("encode", MODEL, "texts.txt", "vectors")
-    assert "0.9" in ullme("search", MODEL, "texts.txt", "Interest rates rose.")
-    assert ullme("search", "vectors", "Interest rates rose.").strip()
+    assert "1.000" in ullme("search", MODEL, "texts.txt", "Interest rates rose.")
+    assert "1.000" in ullme("search", "vectors", "Interest rates rose.")
 
 
 def test_the_study_of_the_paper_finds_its_run_files(installed, ullme):
@@ -126,6 +126,6 @@ def test_its_types_are_known_to_a_type_checker(installed, tmp_path):
     (tmp_path / "use.py").write_text(
         "from ullme.models import ULLME\n\nmodel = ULLME('a', lora_r=16)\nreveal_type(model.max_length)\n"
     )
-    command = (sys.executable, "-m", "mypy", "--python-executable", installed, "use.py")
-    shown = run(*command, cwd=tmp_path)
-    assert 'Revealed type is "int"' in shown and "Success" in shown
+    options = ("--python-executable", installed, "--ignore-missing-imports")
+    shown = run(sys.executable, "-m", "mypy", *options, "use.py", cwd=tmp_path)
+    assert 'int"' in shown and "Any" not in shown and "Success" in shown

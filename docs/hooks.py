@@ -63,6 +63,12 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return _LINK.sub(lambda link: _relinked(link, own, uri), markdown)
 
 
+def on_post_build(*, config: Any) -> None:
+    """Write the index of the search as a script as well, which a page opened from a disk may load."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text()}")
+
+
 class Shown(griffe.Extension):
     """Docstrings as the site shows them: roles such as ``:class:`` as code, fields of run files with their defaults."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -62,6 +65,14 @@ def test_pages_load_nothing_from_elsewhere(site):
         for target in page.loads:
             assert not urlsplit(target).netloc, f"{path.name}: {target}"
             assert (path.parent / urlsplit(target).path).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_the_search_works_from_a_disk(site):
+    (page,) = (path for path in site if path.name == "index.html" and path.parent.name.startswith("site"))
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--dump-dom"]
+    shown = subprocess.run([*browser, f"{page.as_uri()}?q=hard+negatives"], capture_output=True, text=True)
+    assert re.search(r'md-search-result__meta">\d+ matching documents', shown.stdout)
 
 
 def test_links_lead_to_pages_and_anchors(site):

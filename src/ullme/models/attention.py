@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from transformers import PreTrainedModel
 
 from ullme.models.masks import Window, attention_masks, windowed
 from ullme.models.packed_row import PackedRow
-from ullme.models.packing import packed_call
+from ullme.models.packing import packed_call, packing_held
 from ullme.models.recompute import attribute, held_in_recomputation
 from ullme.models.specs import Mechanism
 from ullme.models.triangles import opened_triangles, replaced
+from ullme.models.turns import Turns
 from ullme.types import Attention, Texts
 
 
@@ -35,12 +37,14 @@ class AttentionSwitch:
         head_reproduced: whether ``specs.logits_head`` turns causal hidden states into the model's own logits; where
             it does not, likelihoods must come from the whole causal LM.
         packs: whether texts are computed end to end, without padding.
+        turns: in which packed calls of several threads have this model, whose config names its attention.
     """
 
     mechanism: Mechanism
     window: Window = "window"
     head_reproduced: bool = True
     packs: bool = False
+    turns: Turns = field(default_factory=Turns, compare=False, repr=False)
 
     def states(self, causal_lm: PreTrainedModel, texts: Texts, attention: Attention) -> Tensor:
         """Last hidden states (X, D) of texts end to end, of which none is empty; packed if this model packs."""
@@ -60,8 +64,12 @@ class AttentionSwitch:
         """
         share = attention == "causal" and causal_lm.device.type == "cpu"
         row = PackedRow.sharing(texts) if share else PackedRow.of(texts)
-        states_XD = packed_call(text_decoder(causal_lm), row, attention, self.window)
+        states_XD = packed_call(text_decoder(causal_lm), row, attention, self.window, self.turns)
         return states_XD if row.source_X is None else states_XD.index_select(0, row.source_X)
+
+    def held(self, causal_lm: PreTrainedModel, attention: Attention) -> AbstractContextManager:
+        """Inside, packed calls under this attention can be made by several threads side by side."""
+        return packing_held(text_decoder(causal_lm), attention, self.window, self.turns)
 
     def hidden(self, causal_lm: PreTrainedModel, ids_NT: Tensor, mask_NT: Tensor, attention: Attention) -> Tensor:
         """Last hidden states (N, T, D) of the backbone, after its final norm, under this attention.

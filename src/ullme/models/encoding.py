@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ullme.batching import consecutive_chunks, length_sorted_batches
 from ullme.models.modes import eval_mode
+from ullme.models.streams import side_by_side, streams_on
 from ullme.types import Attention, Texts
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ FORWARD_TOKENS = 16_384
 #: Tokens of one forward of ``encode`` at most, by device type: on two CPU cores activations of more leave the caches
 #: (4,096 tokens of SmolLM2-135M take 5% longer in bfloat16).
 ENCODE_TOKENS: Mapping[str, int] = {"cpu": 2048}
+
+#: Tokens that are worth a batch of their own where streams share few texts.
+SHARED_TOKENS = 256
 
 #: Padding of one padded forward, in tokens, by device type: about what one more forward costs, however short its texts.
 #: 70 on two CPU cores (SmolLM2-135M with LoRA); a GPU's figure has not been measured. Another device takes the GPU's.
@@ -129,10 +134,22 @@ def _prompt_text(prompts: Mapping[str, str], prompt_name: str | None, prompt: st
 
 
 def _embed(model: ULLME, texts: Texts, max_tokens: int, progress: bool, attention: Attention | None) -> Tensor:
-    max_tokens = min(max_tokens, ENCODE_TOKENS.get(model.device.type, max_tokens))
+    device, packs, mode = model.device.type, model.switch.packs, attention or model.attention
+    streams = streams_on(device) if packs else 1
+    batches = forward_batches(texts, _batch_tokens(texts, max_tokens, device, streams), device, packs)
     rep_ND = torch.empty(len(texts), model.embedding_dimension, dtype=torch.float32, device=model.device)
-    with eval_mode(model), tqdm(total=len(texts), desc="Encoding", unit="text", disable=not progress) as bar:
-        for rows in forward_batches(texts, max_tokens, model.device.type, model.switch.packs):
-            rep_ND[rows] = model.embed_texts(texts.rows(rows), attention).to(rep_ND.dtype)
+    held = model.switch.held(model.causal_lm, mode) if packs else nullcontext()
+    with eval_mode(model), held, tqdm(total=len(texts), desc="Encoding", unit="text", disable=not progress) as bar:
+        found = side_by_side(lambda rows: model.embed_texts(texts.rows(rows), mode), batches, streams)
+        for rows, part_ND in zip(batches, found, strict=True):
+            rep_ND[rows] = part_ND.to(rep_ND.dtype)
             bar.update(len(rows))
     return rep_ND
+
+
+def _batch_tokens(texts: Texts, max_tokens: int, device_type: str, streams: int) -> int:
+    """Tokens of a batch: of few texts, so few that every stream has some of them."""
+    limit = min(max_tokens, ENCODE_TOKENS.get(device_type, max_tokens))
+    if streams == 1:
+        return limit
+    return min(limit, max(SHARED_TOKENS, int(texts.lengths_N.sum()) // (2 * streams)))

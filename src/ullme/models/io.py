@@ -69,7 +69,7 @@ def write_files(model: ULLME, folder: Path) -> None:
 
 
 def load(cls: type[ULLME], folder: Path, overrides: dict[str, Any]) -> ULLME:
-    """A model from a checkpoint folder; see :meth:`ULLME.from_pretrained`."""
+    """A model from a checkpoint folder, in eval mode; see :meth:`ULLME.from_pretrained`."""
     content = read_settings(folder)
     settings = {**content["settings"], **overrides}
     if content["base_signature"] is None:
@@ -78,7 +78,7 @@ def load(cls: type[ULLME], folder: Path, overrides: dict[str, Any]) -> ULLME:
         settings["merged_adapters"] = ()  # in the weights already
     model = cls(**ModelSettings.from_dict(settings, str(folder / SETTINGS_FILE)).to_dict())
     load_weights(model, folder)
-    return model
+    return model.eval()
 
 
 def load_weights(model: ULLME, folder: Path) -> None:

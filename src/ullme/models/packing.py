@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -15,6 +16,7 @@ from ullme.models.packed_attention import IMPLEMENTATIONS
 from ullme.models.packed_row import PackedRow
 from ullme.models.recompute import attribute, held_in_recomputation
 from ullme.models.text_groups import TextGroups
+from ullme.models.turns import Turns
 from ullme.types import Attention
 
 #: Implementations in whose place ours is put. Flash attention takes packed texts itself, by the same arguments.
@@ -23,12 +25,13 @@ _OWN = ("flash_attention_2", "flash_attention_3")
 
 
 def packed_call(
-    decoder: PreTrainedModel, row: PackedRow, attention: Attention, window: Window = "window", **notes: Any
+    decoder: PreTrainedModel, row: PackedRow, attention: Attention, window: Window, turns: Turns, **notes: Any
 ) -> Tensor:
     """Last hidden states (X, D) of a row's tokens, no segment of it empty.
 
     The decoder's own code runs: positions restart with each text, and where texts end goes to its attention with the
-    arguments that Transformers has for it. The attention itself is named by the config for the length of the call.
+    arguments that Transformers has for it. The attention itself is named by the config for the length of the call;
+    calls of other threads that need another one wait for it.
 
     Raises:
         ValueError: the decoder takes no positions, or its attention implementation cannot be packed.
@@ -48,13 +51,34 @@ def packed_call(
         "max_length_k": longest,
         **notes,
     }
-    config, own = decoder.config, decoder.config._attn_implementation
-    if own in _OWN and window == "window":
+    if _packs_itself(decoder, window):
         return decoder(**call, **({} if attention == "causal" else {"is_causal": False}))[0][0]
-    if own not in _REPLACED:
-        raise ValueError(f"attn_implementation: {own!r} cannot be packed; use 'sdpa', or run it padded")
     call["attention_mask"] = torch.ones_like(call["input_ids"])  # some decoders warn without one
     call["text_groups"] = TextGroups(row.lengths, row.prefixes)
-    name = IMPLEMENTATIONS[attention, attention == "bidirectional" and window == "full"]
-    with held_in_recomputation(decoder, lambda: attribute(config, "_attn_implementation", name)):
+    with packing_held(decoder, attention, window, turns):
         return decoder(**call)[0][0]
+
+
+def packing_held(
+    decoder: PreTrainedModel, attention: Attention, window: Window, turns: Turns
+) -> AbstractContextManager:
+    """Inside, the decoder has our attention: around a call, or around several that threads make side by side.
+
+    Raises:
+        ValueError: its own attention implementation cannot be packed.
+    """
+    if _packs_itself(decoder, window):
+        return nullcontext()
+    config, own = decoder.config, decoder.config._attn_implementation
+    if own not in _REPLACED and own not in IMPLEMENTATIONS.values():  # another thread may hold one of these
+        raise ValueError(f"attn_implementation: {own!r} cannot be packed; use 'sdpa', or run it padded")
+    name = IMPLEMENTATIONS[attention, attention == "bidirectional" and window == "full"]
+
+    def named() -> AbstractContextManager:
+        return attribute(config, "_attn_implementation", name)
+
+    return turns.held(name, lambda: held_in_recomputation(decoder, named, lambda: turns.held(name, named)))
+
+
+def _packs_itself(decoder: PreTrainedModel, window: Window) -> bool:
+    return decoder.config._attn_implementation in _OWN and window == "window"

@@ -83,7 +83,7 @@ def _window_lost(decoder: PreTrainedModel, switch: AttentionSwitch, attention: A
     windows: list[int | None] = []
     one = Texts.from_lists([[0]]).to(decoder.device)
     if decoder.config._attn_implementation in ("sdpa", "eager"):
-        packed_call(decoder, PackedRow.of(one), attention, switch.window, seen_windows=windows)
+        packed_call(decoder, PackedRow.of(one), attention, switch.window, switch.turns, seen_windows=windows)
         expected = [kind == "sliding_attention" for kind in layer_types(decoder)]
         if expected and [window is not None for window in windows] != expected:
             return "its attention is not told its window"

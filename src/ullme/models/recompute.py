@@ -25,14 +25,23 @@ def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def held_in_recomputation(decoder: nn.Module, context: Callable[[], AbstractContextManager]) -> Iterator[None]:
-    """Inside, and again whenever a layer that was checkpointed inside runs once more in backward, the context holds."""
+def held_in_recomputation(
+    decoder: nn.Module,
+    context: Callable[[], AbstractContextManager],
+    again: Callable[[], AbstractContextManager] | None = None,
+) -> Iterator[None]:
+    """The context holds inside, and whenever a layer that was checkpointed inside runs once more in backward.
+
+    There it is entered as ``again`` says, which by default is the same.
+    """
     with ExitStack() as stack:
         for layer in decoder.modules():
             recompute = vars(layer).get("_gradient_checkpointing_func")
             if recompute is not None:
                 stack.enter_context(
-                    attribute(layer, "_gradient_checkpointing_func", partial(_checkpointed, recompute, context))
+                    attribute(
+                        layer, "_gradient_checkpointing_func", partial(_checkpointed, recompute, again or context)
+                    )
                 )
         stack.enter_context(context())
         yield

@@ -27,6 +27,12 @@ QUIET = (
 ).split()
 PASSAGES = [f"Passage {i} about {a} and {b}." for i, (a, b) in enumerate((a, b) for a in "ABCD" for b in "xyz")]
 HOSTILE = "Passage 99 <b>bold</b> ${1+1} {{value}} <img src='http://elsewhere.invalid/x.png'>"
+RUN_FILE = """
+model: {name_or_path: one}
+data: {train: [{path: pairs.jsonl}]}
+objectives: contrastive
+trainer: {output_dir: run}
+"""
 PATIENCE = 120_000  # milliseconds: the longest that a slow machine is waited for
 
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).is_file(), reason=f"no Chromium at {CHROMIUM}: install chromium")
@@ -69,7 +75,9 @@ def address(tmp_path_factory):
     checkpoint = folder / "run" / "checkpoint-3"
     checkpoint.mkdir(parents=True)
     history = [{"step": step, "loss": 1 / step, "epoch": 1.0} for step in (1, 2, 3)]
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    state = {"log_history": history, "global_step": 3, "max_steps": 3}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "run" / "run.yaml").write_text(RUN_FILE)
     (folder / "run" / "scores.md").write_text("| task | eng |\n|---|---|\n| SciFact | 33.1 |\n")
     arguments = ["--model", "one", "--model", "two", "--corpus", "passages.txt", "--run", "run"]
     with served(*arguments, cache=folder / "cache", folder=folder) as url:
@@ -159,15 +167,15 @@ def test_the_page_asks_nothing_of_another_machine_and_runs_nothing_that_a_passag
     search(page, "Passage 99")
     assert HOSTILE in page.locator(".u-card summary").all_inner_texts()
     page.click("button[role=tab]:has-text('Run')")
-    page.wait_for_selector("#run .u-run img")
+    page.wait_for_selector("#run .u-curves svg")
     elsewhere = [url for url in page.asked if not url.startswith((page.url, "data:", "blob:"))]
     assert len(page.asked) > 10 and not elsewhere
 
 
 def test_the_second_tab_shows_the_runs_curves_and_tables(page):
     page.click("button[role=tab]:has-text('Run')")
-    curves = page.wait_for_selector("#run .u-curves img")
-    assert curves.evaluate("e => e.decode().then(() => e.naturalWidth)") > 100
+    curves = page.wait_for_selector("#run .u-curves svg")
+    assert curves.bounding_box()["width"] > 300 and curves.query_selector("text:text-is('loss')")
     assert page.locator("[data-table=scores] td").all_inner_texts() == ["SciFact", "33.1"]
     assert page.locator("[data-table=logged] tbody tr").all_inner_texts() == ["loss\t1\t0.3333"]
 
@@ -179,7 +187,7 @@ def test_an_empty_query_gets_a_hint(page):
 
 
 @pytest.mark.slow
-def test_pictures_for_the_documentation(browser, tmp_path):
+def test_pictures_for_the_documentation(browser):
     """``ULLME_SCREENSHOTS`` is the folder to put them into, ``ULLME_QUICKSTART`` a finished ``ullme quickstart``."""
     pictures, run = (os.environ.get(name) for name in ("ULLME_SCREENSHOTS", "ULLME_QUICKSTART"))
     if not pictures or not run:
@@ -187,15 +195,15 @@ def test_pictures_for_the_documentation(browser, tmp_path):
     root, name = Path(run).resolve().parents[1], Path(*Path(run).resolve().parts[-2:])
     cache = os.environ.get("ULLME_CACHE", Path.home() / ".cache" / "ullme")
     arguments = ["--model", "smollm2-135m-instruct", "--model", name / "run" / "model", "--run", name]
-    arguments += ["--corpus", name / "data" / "passages.txt", "--index", tmp_path]
+    arguments += ["--corpus", name / "data" / "passages.txt"]
     with served(*arguments, cache=cache, folder=root) as url:
         page = browser.new_page(viewport={"width": 1180, "height": 860})
         page.set_default_timeout(PATIENCE)
         page.goto(url)
-        search(page, "sort the rows of a table by the values of a column")
+        search(page, "decide whether a log record is kept or dropped")
         settled(page)
-        page.screenshot(path=Path(pictures) / "demo-search.png")
+        page.screenshot(path=Path(pictures) / "demo-search.png", full_page=True)
         page.click("button[role=tab]:has-text('Run')")
-        page.wait_for_selector("#run .u-run img")
-        page.screenshot(path=Path(pictures) / "demo-run.png")
+        page.wait_for_selector("#run .u-curves svg")
+        page.screenshot(path=Path(pictures) / "demo-run.png", full_page=True)
     assert all((Path(pictures) / f"demo-{name}.png").stat().st_size < 200_000 for name in ("search", "run"))

@@ -1,6 +1,5 @@
 """The demo's logic: both scores against a hand computation, indexes on disk, what is shown, what is refused."""
 
-import json
 import shutil
 import socket
 from dataclasses import replace
@@ -23,7 +22,6 @@ from ullme.apps.demo import (
     under,
 )
 from ullme.apps.demo_html import Column, answer_html, note_html
-from ullme.apps.demo_run import read_run, run_html
 from ullme.cli import main
 from ullme.models import ULLME
 
@@ -125,6 +123,14 @@ def test_an_index_is_made_once_and_anew_for_another_corpus_or_model(model, corpu
     assert len(list(index.iterdir())) == 3
 
 
+def test_an_index_is_a_corpus_of_ullme_search(folder, corpus_file, tmp_path, capsys):
+    short = ULLME(str(folder), max_length=16).eval()
+    searched(short, corpus_file, tmp_path / "index", name=str(folder)).index("causal")
+    (index,) = (tmp_path / "index").iterdir()
+    assert main(["search", str(index), PASSAGES[3], "--top-k", "1"]) == 0
+    assert PASSAGES[3] in capsys.readouterr().out
+
+
 def test_blank_lines_of_a_text_file_are_no_passages_and_an_id_is_a_line(corpus_file):
     rows = list(PassageSource(corpus_file).rows())
     assert [(row.id, row.text) for row in rows] == [(str(2 * i + 1), text) for i, text in enumerate(PASSAGES)]
@@ -156,50 +162,6 @@ def test_each_column_says_where_the_other_has_a_passage():
     one, two, three = (Shown(name, name, 0.5, -1.0) for name in "abc")
     page = answer_html([Column("left", "causal", (one, two)), Column("right", "causal", (three, one))])
     assert page.count("right: not shown") == 1 and page.count("right: #2") == 1 and page.count("left: #1") == 1
-
-
-# ---- A run ----
-
-HISTORY = [
-    {"step": 1, "loss": 3.0, "grad_norm": 1.0, "epoch": 0.1},
-    {"step": 2, "loss": 1.5, "grad_norm": 0.5, "epoch": 0.2},
-    {"step": 2, "eval_loss": 1.7, "eval_runtime": 3.0, "epoch": 0.2},
-]
-
-
-def write_checkpoint(run, step, history=HISTORY):
-    folder = run / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history, "global_step": step}))
-
-
-def test_a_run_shows_its_curves_its_figures_and_its_scores(tmp_path):
-    write_checkpoint(tmp_path, 9, HISTORY[:1])
-    write_checkpoint(tmp_path, 10)
-    (tmp_path / "scores.md").write_text("| task | eng |\n|---|---:|\n| SciFact | 33.1 |\n")
-    (tmp_path / "run.yaml").write_text("model: {name_or_path: <tiny>}\n")
-    page = run_html(read_run(tmp_path))
-    assert "data:image/svg+xml;base64," in page and "<td>SciFact</td><td>33.1</td>" in page
-    assert "<td>loss</td><td>3</td><td>1.5</td>" in page and "runtime" not in page and "&lt;tiny&gt;" in page
-
-
-def test_a_quickstarts_folder_is_a_run_too(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "loss.png").write_bytes(b"picture")
-    (tmp_path / "scores.json").write_text(json.dumps({"base_causal": {"ndcg@10": 0.221}, "gain": 2.4}))
-    page = run_html(read_run(tmp_path))
-    assert "data:image/png;base64," in page and "<td>base causal</td><td>22.1</td>" in page
-
-
-def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"run: '.*none' is no folder; name the output folder of ullme train"):
-        read_run(tmp_path / "none")
-    with pytest.raises(ValueError, match="holds no run"):
-        read_run(tmp_path)
-    write_checkpoint(tmp_path, 3)
-    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{")
-    with pytest.raises(ValueError, match=r"trainer_state.json' is damaged.*remove its checkpoint folder"):
-        read_run(tmp_path)
 
 
 # ---- The command ----

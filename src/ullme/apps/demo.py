@@ -74,6 +74,7 @@ class SearchedModel:
             if read_corpus(self._corpus.source).digest != self._corpus.digest:
                 raise ValueError(f"{self._corpus.source.path}: has changed meanwhile; start ullme demo again")
             view = under(self.model, attention)
+            stated = {name: getattr(view.settings, name) for name in ("attention", "dtype", "max_length")}
             decisive = hashlib.sha256(f"{self._corpus.digest} {view.fingerprint()}".encode()).hexdigest()
             folder = self._folder / f"{self._corpus.source.path.stem}-{decisive[:16]}"
             encode_corpus(
@@ -82,7 +83,7 @@ class SearchedModel:
                 folder,
                 EncodeOptions(shard_rows=SHARD_ROWS),
                 model=self.name,
-                settings={"attention": attention},
+                settings=stated,  # with which ullme search opens the folder
                 progress=progress,
             )
             self._opened[attention] = view, EmbeddedCorpus(folder)

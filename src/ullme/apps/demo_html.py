@@ -15,6 +15,8 @@ _SCORES = (
     ("s_gen", "s<sub>gen</sub>", "mean log-likelihood of the passage's tokens given the query, in nats"),
 )
 
+_TAU = "how alike both scores rank these passages: Kendall’s tau, 1 for the same order, -1 for the reverse"
+
 _LEGEND = (
     "<p class='u-legend'><span class='u-key s_rt'></span><b>s<sub>rt</sub></b> cosine of the embeddings, under the "
     "attention chosen above <span class='u-key s_gen'></span><b>s<sub>gen</sub></b> mean log-likelihood of the "
@@ -54,7 +56,7 @@ def text_html(text: str) -> str:
 
 def _column(column: Column, other: Mapping[str, int] | None, side: str) -> str:
     tau = agreement(column.shown)
-    agree = "" if tau is None else f"<span title='Kendall’s tau'>both scores agree: τ = {_number(tau, 2)}</span>"
+    agree = "" if tau is None else f"<span title='{_TAU}'>agreement τ = {_number(tau, 2)}</span>"
     lengths = [bars([getattr(passage, field) for passage in column.shown]) for field, _, _ in _SCORES]
     cards = [
         _card(rank, passage, [length[rank - 1] for length in lengths], _elsewhere(passage, other, side))
@@ -100,9 +102,11 @@ def _elsewhere(passage: Shown, other: Mapping[str, int] | None, side: str) -> st
     return f"<span class='u-other'>{side}: {'not shown' if rank is None else f'#{rank}'}</span>"
 
 
-def short_name(name: str) -> str:
-    """The last two parts of a path, or a hub name as it is."""
-    return "/".join(name.rstrip("/").split("/")[-2:])
+def short_name(name: str, most: int = 30) -> str:
+    """As much of the end of a path as fits, at least its last part."""
+    parts = name.rstrip("/").split("/")
+    fitting = ["/".join(parts[start:]) for start in range(len(parts))]
+    return next((end for end in fitting if len(end) <= most), fitting[-1])
 
 
 def _number(value: float, digits: int) -> str:

@@ -61,7 +61,7 @@ def demo_page(models: Sequence[SearchedModel], about: str, run: Path | None = No
     import gradio as gr
 
     by_name = {model.name: model for model in models}
-    with gr.Blocks(title="ullme demo", analytics_enabled=False) as page:
+    with gr.Blocks(title="ullme demo", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<header class='u-head'><h1>ullme</h1>{note_html(about, 'about')}</header>")
         with gr.Tabs():
             with gr.Tab("Search", id="search"):

@@ -1,25 +1,21 @@
-"""A run's folder as the demo page shows it: what is there of curves, scores and the run file."""
+"""A run's folder as the demo page shows it: curves, scores, logged figures, the run file, and what is missing."""
 
 from __future__ import annotations
 
 import base64
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ullme.apps import report_files
 from ullme.apps.demo_html import note_html, text_html
+from ullme.apps.report_pictures import inline_svg
 from ullme.apps.run_folder import RUN_FILE
-from ullme.apps.train import CURVES_FILE, SCORES_FILE
-from ullme.trainer.plots import plot_curves
-from ullme.trainer.resume import checkpoints
+from ullme.apps.train import CURVES_FILE, draw
 
-#: Pictures that a run leaves, the fullest first: of ``ullme train`` and of ``ullme quickstart``.
-_PICTURES = (CURVES_FILE, "loss.png")
-#: Scores of ``ullme quickstart``.
-_QUICKSTART_SCORES = "scores.json"
+#: What ``ullme quickstart`` puts beside its run.
+_QUICKSTART_SCORES, _QUICKSTART_PICTURE = "scores.json", "loss.png"
 #: Logged values that are no figure of the training itself.
 _NOT_SHOWN = ("runtime", "per_second", "_flos", "epoch", "step")
 
@@ -29,100 +25,69 @@ class RunFound:
     """What a folder holds of a run.
 
     Attributes:
-        folder: as it was named.
-        history: the trainer's log, of the newest checkpoint.
-        picture: curves that were drawn already, where there is no log.
+        files: of the training.
         scores: tables of cells, head first.
-        run_file: the text of ``run.yaml``.
+        picture: curves that were drawn already.
     """
 
-    folder: Path
-    history: tuple[dict[str, Any], ...]
-    picture: Path | None
+    files: report_files.RunFiles
     scores: tuple[list[list[str]], ...]
-    run_file: str | None
+    picture: Path | None
 
 
 def read_run(folder: Path) -> RunFound:
-    """Read what there is of a run; of one that is under way, what it has logged so far.
+    """Read what there is of a run; of one that is under way, what it had logged at its last checkpoint.
 
     Args:
         folder: of ``ullme train``, or of ``ullme quickstart``, which has it in ``run/``.
 
     Raises:
-        ValueError: no such folder, nothing of a run in it, or a damaged log.
+        ValueError: no such folder, no run in it, or a damaged file.
     """
-    places = [place for place in (folder, folder / "run") if place.is_dir()]
-    if not places:
-        raise ValueError(f"run: {str(folder)!r} is no folder; name the output folder of ullme train")
-    pictures = [place / name for name in _PICTURES for place in places if (place / name).is_file()]
-    run_files = [place / RUN_FILE for place in places if (place / RUN_FILE).is_file()]
-    found = RunFound(
-        folder=folder,
-        history=next((history for place in places if (history := _history(place))), ()),
-        picture=pictures[0] if pictures else None,
-        scores=tuple(scores for place in places for scores in _scores(place)),
-        run_file=run_files[0].read_text(encoding="utf-8") if run_files else None,
-    )
-    if not (found.history or found.picture or found.scores or found.run_file):
-        raise ValueError(f"run: {str(folder)!r} holds no run; name the output folder of ullme train")
-    return found
+    place = next((place for place in (folder, folder / "run") if (place / RUN_FILE).is_file()), None)
+    if place is None:
+        what = f"holds no run (no {RUN_FILE})" if folder.is_dir() else "is no folder"
+        raise ValueError(f"run: {str(folder)!r} {what}; name the output folder of ullme train")
+    files = report_files.read_run(place)
+    scores = [] if files.scores is None else [[[cell.strip("*") for cell in row] for row in files.scores]]
+    if (folder / _QUICKSTART_SCORES).is_file():
+        scores.append(_before_and_after(folder / _QUICKSTART_SCORES))
+    pictures = [path for path in (place / CURVES_FILE, folder / _QUICKSTART_PICTURE) if path.is_file()]
+    return RunFound(files, tuple(scores), pictures[0] if pictures else None)
 
 
 def run_html(found: RunFound) -> str:
-    """Curves, the logged figures and the run file."""
-    run_file = "" if found.run_file is None else _folded(RUN_FILE, f"<pre>{text_html(found.run_file)}</pre>")
+    """The run as a part of the page."""
     scores = "".join(_table("scores", table) for table in found.scores)
-    figures = _figures(found.history) or note_html("Nothing was logged: no checkpoint of this run is there.")
+    missing = "".join(note_html(text, "missing") for text in found.files.missing)
+    run_file = text_html((found.files.folder / RUN_FILE).read_text(encoding="utf-8"))
     return (
-        f"<div class='u-run' data-run='{text_html(str(found.folder))}'><div class='u-curves'>{_curves(found)}</div>"
-        f"<div class='u-tables'>{scores}{figures}{run_file}</div></div>"
+        f"<div class='u-run'><div class='u-curves'>{_curves(found)}</div><div class='u-tables'>{scores}"
+        f"{_figures(found.files.history)}{missing}"
+        f"<details><summary>{RUN_FILE}</summary><pre>{run_file}</pre></details></div></div>"
     )
 
 
-def _history(folder: Path) -> tuple[dict[str, Any], ...]:
-    """The log of the newest checkpoint."""
-    kept = checkpoints(folder)
-    if not kept:
-        return ()
-    newest = folder / kept[-1].name / "trainer_state.json"
-    try:
-        return tuple(json.loads(newest.read_text(encoding="utf-8"))["log_history"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(newest)!r} is damaged ({error}); remove its checkpoint folder") from error
-
-
-def _scores(folder: Path) -> list[list[list[str]]]:
-    tables = []
-    if (folder / SCORES_FILE).is_file():
-        lines = (folder / SCORES_FILE).read_text(encoding="utf-8").splitlines()
-        cells = [[cell.strip() for cell in line.strip(" |").split("|")] for line in lines if line.startswith("|")]
-        tables.append([row for row in cells if not set("".join(row)) <= set("-: ")])
-    if (folder / _QUICKSTART_SCORES).is_file():
-        scores = json.loads((folder / _QUICKSTART_SCORES).read_text(encoding="utf-8"))
-        rows = {name.replace("_", " "): row for name, row in scores.items() if isinstance(row, Mapping)}
-        names = list(dict.fromkeys(name for row in rows.values() for name in row))
-        tables.append([["model", *names], *([n, *(f"{100 * row[m]:.1f}" for m in names)] for n, row in rows.items())])
-    return tables
+def _before_and_after(path: Path) -> list[list[str]]:
+    scores = report_files.read_object(path, {"fine_tuned": ()}, "remove it")
+    rows = {name.replace("_", " "): row for name, row in scores.items() if isinstance(row, Mapping)}
+    measures = list(scores["fine_tuned"])
+    return [["model", *measures], *([name, *(f"{100 * row[m]:.1f}" for m in measures)] for name, row in rows.items())]
 
 
 def _curves(found: RunFound) -> str:
     """The curves as a picture inside the page; drawn from the log, else as the run left them."""
-    if any("loss" in entry for entry in found.history):
-        with tempfile.TemporaryDirectory() as folder:
-            return _image(plot_curves(found.history, Path(folder) / "curves.svg"), "image/svg+xml")
-    if found.picture is not None:
-        return _image(found.picture, "image/png")
-    return note_html("No loss was logged yet.")
-
-
-def _image(path: Path, kind: str) -> str:
-    content = base64.b64encode(path.read_bytes()).decode()
-    return f"<img alt='curves of the run' src='data:{kind};base64,{content}'>"
+    drawn = inline_svg(lambda path: draw(found.files.history, path), "curves")
+    if drawn is not None:
+        return str(drawn)
+    if found.picture is None:
+        return note_html("No loss was logged yet.")
+    content = base64.b64encode(found.picture.read_bytes()).decode()
+    return f"<img alt='curves of the run' src='data:image/png;base64,{content}'>"
 
 
 def _figures(history: Sequence[Mapping[str, Any]]) -> str:
-    """A table of what was logged more than once: its first and its last value."""
+    """A table of what was logged: its first and its last value."""
     series: dict[str, list[float]] = {}
     for entry in history:
         for name, value in entry.items():
@@ -139,7 +104,3 @@ def _table(kind: str, cells: Sequence[Sequence[str]]) -> str:
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     top = "".join(f"<th>{cell}</th>" for cell in head)
     return f"<table data-table='{kind}'><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{title}</summary>{content}</details>"

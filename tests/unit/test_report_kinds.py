@@ -1,4 +1,4 @@
-"""``ullme report`` of a quickstart and of a study, and the parts of a page, on files written by hand: no model runs."""
+"""``ullme report`` of a quickstart and of a study, and the parts of a page, most of them on files written by hand."""
 
 import json
 from functools import partial
@@ -6,13 +6,16 @@ from functools import partial
 import pytest
 
 from tests.pages import HOSTILE, Checked, checked
+from tests.tiny import tiny_folder
 from ullme.apps.report import report
 from ullme.apps.report_page import Bars, Example, Examples, Facts, Grid, Page, Picture, Section, Text, render
 from ullme.apps.report_pictures import inline_svg
-from ullme.apps.report_scores import PUBLISHED, published
+from ullme.apps.report_scores import PUBLISHED, base_scores, published, task_scores
 from ullme.apps.run_record import hardware, versions
 from ullme.cli import main
 from ullme.config import RunConfig
+from ullme.eval import evaluate
+from ullme.models import ULLME
 from ullme.reproduce.results import RowResult, TaskScore
 from ullme.reproduce.rows import ROWS
 from ullme.reproduce.tables import write_tables
@@ -145,3 +148,24 @@ def test_only_known_figures_of_the_paper_are_shown():
 def test_differences_are_marked_by_their_sign_and_zero_is_not():
     grid = Grid(["", "difference"], [])
     assert [grid.sort_of(1, cell) for cell in ("+1.2", "-0.1", "+0.0")] == ["number up", "number down", "number"]
+
+
+def test_a_score_stands_between_that_of_the_base_and_the_difference():
+    now = [["Dataset", "Type", "eng", "deu"], ["STS13", "STS", "61.50", "-"], ["Average", "1 datasets", "61.50", "-"]]
+    before = [now[0], ["STS13", "STS", "62.25", "40.00"], ["Average", "1 datasets", "62.25", "40.00"]]
+    grid, *_ = task_scores(now, before)
+    assert grid.head[2:] == [f"{code}, {side}" for code in ("eng", "deu") for side in ("base", "trained", "difference")]
+    assert grid.rows[0] == ["STS13", "STS", "62.25", "61.50", "-0.75", "40.00", "-", "-"]
+    assert grid.sort_of(4, "-0.75") == "number down" and grid.sort_of(2, "-0.75") == "number"
+
+
+def test_the_base_is_scored_without_the_adapter_under_the_attention_that_scores_more(tmp_path, data):
+    model = {"name_or_path": str(tiny_folder(tmp_path / "base")), "lora": {"r": 2}, "max_length": 32}
+    scored = {"tasks": ["BIOSSES"], "languages": ["eng"], "data_dir": data, "results_dir": tmp_path / "kept"}
+    rows = {"train": [{"path": "none.jsonl"}]}
+    config = RunConfig.model_validate(
+        {"model": model, "data": rows, "trainer": {"output_dir": tmp_path / "run"}, "eval": scored}
+    )
+    plain = [ULLME(model["name_or_path"], max_length=32, attention=a) for a in ("causal", "bidirectional")]
+    wanted = max(evaluate(m, **{**scored, "results_dir": tmp_path / "mine"}).score("BIOSSES") for m in plain)
+    assert base_scores(config)[1] == ["BIOSSES", "STS", f"{wanted:.2f}"]

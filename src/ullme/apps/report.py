@@ -14,7 +14,7 @@ from ullme.apps.quickstart import PASSAGES_FILE, TEST_FILE
 from ullme.apps.report_examples import TRAINED, Comparison, Question, compare, question_of
 from ullme.apps.report_files import RunFiles, read_object, read_run
 from ullme.apps.report_page import Page, Section, write
-from ullme.apps.report_scores import before_and_after
+from ullme.apps.report_scores import base_scores, before_and_after
 from ullme.apps.report_study import MANIFEST_FILE, Drawings, study_page
 from ullme.apps.run_folder import RUN_FILE
 from ullme.apps.search import read_passages
@@ -40,6 +40,7 @@ def report(
     *,
     examples: int = 5,
     pairs: Sequence[str] = (),
+    score_base: bool = False,
     drawings: Drawings | None = None,
 ) -> Report:
     """Write the report of a training run, of a quickstart or of a study.
@@ -49,15 +50,16 @@ def report(
         output: the HTML file; default ``report.html`` in that folder.
         examples: queries to show that improved most, and as many that got worse; 0 loads no model.
         pairs: files of rows to take these from, in place of the run's held-out rows.
+        score_base: score the LLM before training on the run's tasks as well, which takes as long as it did for the run.
         drawings: draws the pictures of a study.
 
     Raises:
         ValueError: it is no such folder, a file in it is damaged, or ``pairs`` cannot be read.
     """
     if (run / RUN_FILE).is_file():
-        page = run_page(read_run(run), run, examples, pairs)
+        page = run_page(read_run(run), run, examples, pairs, score_base)
     elif (run / QUICKSTART_RUN / RUN_FILE).is_file():
-        page = run_page(read_run(run / QUICKSTART_RUN), run, examples, pairs)
+        page = run_page(read_run(run / QUICKSTART_RUN), run, examples, pairs, score_base)
     elif (run / MANIFEST_FILE).is_file():
         page = study_page(run, drawings)
     else:
@@ -66,18 +68,19 @@ def report(
     return Report(write(page, output or run / REPORT_FILE), page.missing)
 
 
-def run_page(run: RunFiles, folder: Path, examples: int, pairs: Sequence[str]) -> Page:
+def run_page(run: RunFiles, folder: Path, examples: int, pairs: Sequence[str], score_base: bool = False) -> Page:
     """The report of a training run; ``folder`` is its own, or that of the quickstart around it."""
     of_quickstart = folder != run.folder
     comparison, why_not = _comparison(run, folder, examples, pairs)
     scores = quickstart_scores(folder) if of_quickstart else {}
+    base = base_scores(run.config) if score_base and run.scores else None
     lacking = [f"Scores: {QUICKSTART_SCORES} is not there; the same ullme quickstart command goes on."]
     return Page(
         kind="Quickstart" if of_quickstart else "Training run",
         title=folder.resolve().name,
         subtitle=report_run.subtitle(run),
         tiles=[*_gain(scores), *report_run.tiles(run)],
-        sections=[*_quickstart_section(scores), *report_run.sections(run, comparison, examples)],
+        sections=[*_quickstart_section(scores), *report_run.sections(run, comparison, examples, base)],
         missing=[*run.missing, *(lacking if of_quickstart and not scores else []), *why_not],
     )
 

@@ -13,7 +13,7 @@ import torch
 from ullme.apps.report_page import Example, Examples
 from ullme.config import RunConfig
 from ullme.data import PairDataset
-from ullme.models import ULLME
+from ullme.models import ULLME, ModelSettings
 from ullme.prompts import instruction_prompt
 from ullme.types import Attention, PairExample
 
@@ -121,8 +121,7 @@ def compare(config: RunConfig, model: Path, question: Question) -> Comparison:
     Raises:
         ValueError: a model cannot be loaded.
     """
-    bare = replace(config.model.settings(), merged_adapters=(), lora_name=None, adapter_path=None)
-    base = ULLME(**bare.to_dict())
+    base = ULLME(**base_settings(config).to_dict())
     names = {attention: f"base, {attention}" for attention in ATTENTIONS}
     found = {n: ask(base, question, n, a, config.trainer.bf16) for a, n in names.items()}
     del base
@@ -130,6 +129,11 @@ def compare(config: RunConfig, model: Path, question: Question) -> Comparison:
     after = ask(trained, question, TRAINED, None, config.trainer.bf16)
     best = max(found.values(), key=lambda f: f.scores["MRR"])
     return Comparison(question, {**found, after.name: after}, best, after)
+
+
+def base_settings(config: RunConfig) -> ModelSettings:
+    """The LLM before any training: none of the run's adapters, old or new."""
+    return replace(config.model.settings(), merged_adapters=(), lora_name=None, adapter_path=None)
 
 
 def ask(model: ULLME, question: Question, name: str, attention: Attention | None, bf16: bool) -> Found:

@@ -117,13 +117,19 @@ def read_markdown(path: Path, cure: str) -> list[list[str]]:
         ValueError: there is none.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = markdown_cells(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: is damaged ({error}); {cure}") from error
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    if len(rows) < 3 or len({len(row) for row in rows}) != 1:
+    if len(rows) < 2 or len({len(row) for row in rows}) != 1:
         raise ValueError(f"{path}: is damaged (no whole table in it); {cure}")
-    return [rows[0], *rows[2:]]
+    return rows
+
+
+def markdown_cells(text: str) -> list[list[str]]:
+    """The cells of the table in a Markdown text, head first, without the line below the head and without bold."""
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("|")]
+    rows = [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in lines]
+    return rows[:1] + rows[2:]
 
 
 def read_csv(path: Path, cure: str) -> list[list[str]]:

@@ -48,14 +48,15 @@ def tiles(run: RunFiles) -> list[tuple[str, str, str]]:
     return found
 
 
-def sections(run: RunFiles, comparison: Comparison | None, count: int) -> list[Section]:
+def sections(
+    run: RunFiles, comparison: Comparison | None, count: int, base: list[list[str]] | None = None
+) -> list[Section]:
     """The parts of the report of a run, those of which there is nothing to say without blocks."""
+    scores = task_scores(run.scores, base) if run.scores else []
     return [
         Section("What was trained on what", [_model(run), _training(run), _objectives(run), _data(run)]),
         Section("Curves", curves(run.history), "Training is solid, held-out rows are dashed."),
-        Section(
-            "Scores", task_scores(run.scores) if run.scores else [], "Main score x 100 of each task, after training."
-        ),
+        Section("Scores", scores, "Main score x 100 of each task, after training."),
         *(compared(comparison, count) if comparison else []),
         Section("Made with", _machine(run)),
     ]

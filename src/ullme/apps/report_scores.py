@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
 from typing import NamedTuple
 
+from ullme.apps.report_examples import ATTENTIONS, base_settings
+from ullme.apps.report_files import markdown_cells
 from ullme.apps.report_page import Bars, Block, Grid, Text
+from ullme.config import RunConfig
+from ullme.models import ULLME
 
 
 class Published(NamedTuple):
@@ -24,10 +30,47 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def task_scores(table: Sequence[Sequence[str]]) -> list[Block]:
-    """The table that an evaluation left, and beside it the paper's figures for the tasks that it has."""
-    head, *rows = [[cell.strip("*") for cell in row] for row in table]
-    return [Grid(head, rows, labels=2), *published([row[0] for row in rows], head[2:])]
+def task_scores(table: Sequence[Sequence[str]], base: Sequence[Sequence[str]] | None = None) -> list[Block]:
+    """The table that an evaluation left, the base model's beside it if given, and the paper's figures for its tasks.
+
+    Args:
+        table: dataset, type and a score per language, head first.
+        base: the same of the LLM before training.
+    """
+    head, *rows = table
+    paper = published([row[0] for row in rows], head[2:])
+    if base is None:
+        return [Grid(head, rows, labels=2), *paper]
+    before = {row[0]: dict(zip(base[0], row, strict=True)) for row in base[1:]}
+    sides = [f"{code}, {side}" for code in head[2:] for side in ("base", "trained", "difference")]
+    both = [
+        [
+            *row[:2],
+            *(cell for code, now in zip(head[2:], row[2:], strict=True) for cell in _change(before[row[0]][code], now)),
+        ]
+        for row in rows
+    ]
+    return [Grid([*head[:2], *sides], both, labels=2), *paper]
+
+
+def base_scores(config: RunConfig) -> list[list[str]]:
+    """The run's evaluation of the LLM before training, under the attention with the higher average over the tasks.
+
+    What mteb keeps of an earlier evaluation is not computed again.
+    """
+    from ullme.eval import evaluate  # mteb, which Python 3.10 does without
+
+    found = []
+    for attention in ATTENTIONS:
+        model = ULLME(**replace(base_settings(config), attention=attention).to_dict())
+        found.append(evaluate(model, **dict(config.eval)))
+    best = max(found, key=lambda results: fmean(score.score for score in results.scores))
+    return markdown_cells(best.to_markdown())
+
+
+def _change(before: str, now: str) -> tuple[str, str, str]:
+    known = "-" not in (before, now)
+    return before, now, f"{float(now) - float(before):+.2f}" if known else "-"
 
 
 def published(tasks: Sequence[str], languages: Sequence[str]) -> list[Block]:

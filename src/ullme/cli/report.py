@@ -20,12 +20,15 @@ def report(
     pairs: Annotated[
         list[str] | None, typer.Option(help="Rows to take them from, in place of the run's held-out ones; repeatable.")
     ] = None,
+    score_base: Annotated[
+        bool, typer.Option("--score-base", help="Score the base model on the run's tasks too; takes as long again.")
+    ] = False,
 ) -> None:
     """Write one HTML file of a run: what was trained on what, curves, scores before and after, examples."""
     from ullme.apps.report import report as write
     from ullme.cli.console import stderr, stdout
 
-    written = write(run, output, examples=examples, pairs=pairs or (), drawings=_drawings)
+    written = write(run, output, examples=examples, pairs=pairs or (), score_base=score_base, drawings=_drawings)
     for line in written.missing:
         stderr().print(f"not in the report: {line}", soft_wrap=True, markup=False)
     stdout().print(f"Report: {written.place}", soft_wrap=True, markup=False)

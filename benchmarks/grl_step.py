@@ -5,8 +5,8 @@
 Contrastive 1, DPO 0.5, KL 1 over a positive and its negatives, all counted, the reference included; LoRA 16 in
 float32 on frozen weights of ``--dtype``, under bfloat16 autocast. The batch is of documentation of Python's own
 library, cut to lengths from a log-normal distribution (median 60 tokens, at most 256). The paper's way
-(``paper_step.py``) holds ``--chunk-queries`` queries at a time; ours holds as many tokens as these have on average,
-padding not counted.
+(``paper_step.py``) holds ``--chunk-queries`` queries at a time; ours holds half as many tokens again as these have on
+average, padding not counted.
 
 First the two gradients are compared, on a small batch in float32. Then each repetition is a process of its own and the
 two take turns; memory is by how much the process grew at its highest after the model was loaded and warmed up on one
@@ -80,8 +80,8 @@ def batch_of(model: ULLME, queries: int, negatives: int, seed: int, longest: int
 
 
 def chunk_tokens(batch: Batch, chunk_queries: int) -> int:
-    """Tokens of as many queries as the paper's way holds at a time, on average over the batch."""
-    return math.ceil(int(batch.tokens_B().sum()) * chunk_queries / len(batch))
+    """Half as many tokens again as the queries have that the paper's way holds at a time, on average over the batch."""
+    return math.ceil(1.5 * int(batch.tokens_B().sum()) * chunk_queries / len(batch))
 
 
 def step(model: ULLME, batch: Batch, side: str, chunk_queries: int, autocast: torch.autocast) -> float:

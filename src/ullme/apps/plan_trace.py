@@ -180,7 +180,8 @@ def _one_block_of_attention() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(attribute(TextGroups, "blocks", largest))
         if torch.cuda.is_available():  # fake tensors are on the CPU, where blocks of logits are smaller
-            stack.enter_context(attribute(logprob, "BLOCK_BYTES", {"cpu": logprob.BLOCK_BYTES["cuda"]}))
+            for name in ("BLOCK_BYTES", "TILE_BYTES"):
+                stack.enter_context(attribute(logprob, name, {"cpu": logprob.BLOCK_BYTES["cuda"]}))
         yield
 
 

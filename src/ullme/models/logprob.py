@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -13,9 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from ullme.types import Texts
 
 #: Memory of one block of logits in float32 (float64 for a float64 model), by device type; while one is computed, two
-#: to three times as much is in use. Larger blocks gain little on a CPU. A GPU's matrix units want more rows; its figure
-#: has not been measured. Another device takes the CPU's.
-BLOCK_BYTES: Mapping[str, int] = {"cpu": 2**26, "cuda": 2**28}
+#: to three times as much is in use. On a CPU glibc maps anything above 32 MiB anew each time, which costs more than it
+#: saves. A GPU's matrix units want more rows; its figure has not been measured. Another device takes the CPU's.
+BLOCK_BYTES: Mapping[str, int] = {"cpu": 2**25, "cuda": 2**28}
+
+#: Memory of the rows of a block that are in float32 at a time, by device type: on a CPU they stay in its caches.
+TILE_BYTES: Mapping[str, int] = {"cpu": 2**21}
 
 
 class Head(Protocol):
@@ -131,20 +134,37 @@ def _logp_and_gradient(hidden_XD: Tensor, target_X: Tensor, head: Head, logp_X: 
     with torch.enable_grad():
         leaf_XD = hidden_XD.detach().requires_grad_()
         logits_XV = head(leaf_XD)
-    work_XV = _log_softmax(logits_XV.detach())
-    logp_X.copy_(work_XV.gather(1, target_X[:, None])[:, 0])
-    # d log p(w) / d logits = [w] - p, in place of the log-probabilities
-    work_XV.exp_().neg_()
-    work_XV[torch.arange(len(target_X), device=target_X.device), target_X] += 1
-    gradient_XD.copy_(torch.autograd.grad(logits_XV, leaf_XD, work_XV.to(logits_XV.dtype))[0])
+    slope_XV = torch.empty_like(logits_XV)  # d log p(w) / d logits = [w] - p
+    for logits, target, logp, slope in _tiles(logits_XV.detach(), target_X, logp_X, slope_XV):
+        work_XV = _log_softmax(logits)
+        logp.copy_(work_XV.gather(1, target[:, None])[:, 0])
+        work_XV.exp_().neg_()
+        work_XV[torch.arange(len(target), device=target.device), target] += 1
+        slope.copy_(work_XV)
+    gradient_XD.copy_(torch.autograd.grad(logits_XV, leaf_XD, slope_XV)[0])
 
 
 def _block_logp(hidden_XD: Tensor, target_X: Tensor, head: Head) -> Tensor:
-    return _log_softmax(head(hidden_XD)).gather(1, target_X[:, None]).squeeze(1)
+    """A block's likelihoods, (X,)."""
+    logits_XV = head(hidden_XD)
+    if torch.is_grad_enabled():
+        return _logp(logits_XV, target_X)
+    return torch.cat([_logp(logits, target) for logits, target in _tiles(logits_XV, target_X)])
+
+
+def _logp(logits_XV: Tensor, target_X: Tensor) -> Tensor:
+    return _log_softmax(logits_XV).gather(1, target_X[:, None]).squeeze(1)
 
 
 def _log_softmax(logits_XV: Tensor) -> Tensor:
     return torch.log_softmax(logits_XV, dim=-1, dtype=_logits_dtype(logits_XV))
+
+
+def _tiles(logits_XV: Tensor, *others_X: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of logits, and of what belongs to them, that are widened at a time."""
+    row_bytes = _logits_dtype(logits_XV).itemsize * logits_XV.shape[-1]
+    rows = max(1, TILE_BYTES.get(logits_XV.device.type, BLOCK_BYTES["cuda"]) // row_bytes)
+    return zip(*(x.split(rows) for x in (logits_XV, *others_X)), strict=True)
 
 
 def _logits_dtype(tensor: Tensor) -> torch.dtype:

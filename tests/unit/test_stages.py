@@ -103,6 +103,12 @@ def test_an_adapter_of_another_base_is_refused(first, tmp_path):
         ULLME(str(other), merged_adapters=(str(tmp_path / "first"),))
 
 
+def test_checkpoint_on_merged_adapters_loads_in_bfloat16(second, tmp_path):
+    """Sums of small weights and an adapter as large as they are, rounded twice."""
+    again = ULLME.from_pretrained(tmp_path / "second", dtype="bfloat16")
+    assert again.dtype == torch.bfloat16 and again.merged == second.merged
+
+
 def test_checkpoint_on_merged_adapters_loads_again(second, tmp_path):
     again = ULLME.from_pretrained(tmp_path / "second")
     assert np.array_equal(again.encode(SENTENCES), second.encode(SENTENCES))

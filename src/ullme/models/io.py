@@ -136,7 +136,7 @@ def _require_base(model: ULLME, folder: Path, content: dict[str, Any]) -> None:
     folders = model.settings.merged_adapters
     require_same_merged(f"checkpoint {str(folder)!r}", model.merged, content.get(MERGED_KEY, ()), folders)
     quantized = model.settings.quantization or content["settings"]["quantization"]
-    if not quantized and not same_signature(signature(model.causal_lm), content["base_signature"]):
+    if not quantized and not same_signature(signature(model.causal_lm), content["base_signature"], len(model.merged)):
         raise ValueError(
             f"checkpoint {str(folder)!r} was made for other weights than {model.settings.model_name_or_path!r}; "
             f"load it on its own base, {content['settings']['model_name_or_path']!r}"

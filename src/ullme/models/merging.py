@@ -82,7 +82,7 @@ def _require_its_base(causal_lm: PreTrainedModel, folder: Path, earlier: Sequenc
     except (ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"{str(place)!r} is truncated or no checkpoint ({error}); use another one") from error
     require_same_merged(f"{str(folder)!r}", earlier, saved, ())
-    if not same_signature(signature(causal_lm), expected):
+    if not same_signature(signature(causal_lm), expected, len(saved)):
         raise ValueError(
             f"merged_adapters: {str(folder)!r} was trained on other weights than {causal_lm.name_or_path!r}; merge it "
             "into its own base"

@@ -63,13 +63,16 @@ def signature(model: nn.Module) -> dict[str, list[float]]:
     return {name: _sample(named[name]) for name in chosen}
 
 
-def same_signature(a: Mapping[str, list[float]], b: Mapping[str, list[float]]) -> bool:
-    """Whether two signatures come from the same weights, up to rounding to a narrower dtype."""
+def same_signature(a: Mapping[str, list[float]], b: Mapping[str, list[float]], merged: int = 0) -> bool:
+    """Whether two signatures come from the same weights, up to rounding to a narrower dtype.
+
+    Each of so many ``merged`` adapters was added to rounded weights, and the sum rounded again.
+    """
     if a.keys() != b.keys():
         return False
     left = torch.tensor([a[k] for k in sorted(a)], dtype=torch.float64)
     right = torch.tensor([b[k] for k in sorted(a)], dtype=torch.float64)
-    outliers = ~torch.isclose(left, right, rtol=SIGNATURE_RTOL, atol=1e-7)
+    outliers = ~torch.isclose(left, right, rtol=(1 + 2 * merged) * SIGNATURE_RTOL, atol=1e-7)
     return outliers.double().mean().item() <= SIGNATURE_OUTLIERS
 
 

@@ -156,7 +156,7 @@ class ULLME(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **overrides: Any) -> ULLME:
-        """A saved model, in eval mode; ``overrides`` replace saved settings (``dtype``, ``device_map``, a moved base, ...).
+        """A saved model in eval mode; ``overrides`` replace settings (``dtype``, ``device_map``, a moved base, ...).
 
         Raises:
             ValueError: the folder is no complete checkpoint, or its base is another model.

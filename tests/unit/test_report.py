@@ -8,9 +8,9 @@ import yaml
 
 from tests.pages import HOSTILE, checked
 from tests.tiny import tiny_folder
+from ullme.apps.environment import hardware
 from ullme.apps.report import report
 from ullme.apps.report_examples import Comparison, Found, ask, question_of, ranks
-from ullme.apps.run_record import hardware
 from ullme.cli import main
 from ullme.data import PairDataset
 from ullme.models import ULLME

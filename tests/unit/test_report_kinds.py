@@ -7,11 +7,11 @@ import pytest
 
 from tests.pages import HOSTILE, Checked, checked
 from tests.tiny import tiny_folder
+from ullme.apps.environment import hardware, versions
 from ullme.apps.report import report
 from ullme.apps.report_page import Bars, Example, Examples, Facts, Grid, Page, Picture, Section, Text, render
 from ullme.apps.report_pictures import inline_svg
 from ullme.apps.report_scores import PUBLISHED, base_scores, published, task_scores
-from ullme.apps.run_record import hardware, versions
 from ullme.cli import main
 from ullme.config import RunConfig
 from ullme.eval import evaluate

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from ullme.apps.environment import commit, hardware, versions
 from ullme.apps.train import train
 from ullme.eval import EvaluationResults, evaluate
 from ullme.models import ULLME
-from ullme.reproduce.environment import commit, hardware, versions
 from ullme.reproduce.floor import BagOfWords
 from ullme.reproduce.results import RowResult, TaskScore, file_of, load_result
 from ullme.reproduce.study import Job, Study, made_of, stage_configs

@@ -1,4 +1,4 @@
-"""What a score was made with: the commit, the versions, the machine."""
+"""What a run or a score was made with: the commit, the versions, the machine."""
 
 from __future__ import annotations
 
@@ -18,19 +18,28 @@ _PACKAGES = (
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the code and whether files of it were changed; null where it is no checkout."""
-    folder = Path(__file__).parent
+    """The commit of the code and whether files of it were changed; null where it is no checkout of it."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True).stdout
+
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=folder, capture_output=True, text=True)
+        git("ls-files", "--error-unmatch", here.name)  # an installed copy may lie inside a checkout of something else
+        return {"commit": git("rev-parse", "HEAD").strip(), "changed": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "changed": None}
-    return {"commit": head.stdout.strip(), "changed": bool(changed.stdout.strip())}
 
 
 def versions() -> dict[str, str]:
-    """Python, ullme and the libraries that decide a score."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    """Python, ullme and the libraries that decide a score, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # mteb wants a newer Python than ullme does
+            continue
+    return found
 
 
 def hardware() -> dict[str, Any]:

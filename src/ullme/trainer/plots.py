@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def _curves(history: Iterable[Mapping[str, Any]], belongs: Callable[[str], bool]
         for name, value in entry.items():
             if belongs(name):
                 curves.setdefault(name, []).append((entry["step"], float(value)))
-    if any(points == curves.get("loss") for name, points in curves.items() if name != "loss"):
+    total = curves.get("loss", [])
+    if any(_same(points, total) for name, points in curves.items() if name != "loss"):
         del curves["loss"]
     return curves
+
+
+def _same(points: list[tuple[float, float]], others: list[tuple[float, float]]) -> bool:
+    """Whether two curves are the same but for what a log rounds away."""
+    return len(points) == len(others) and all(
+        step == other_step and isclose(value, other, rel_tol=1e-3, abs_tol=1e-4)
+        for (step, value), (other_step, other) in zip(points, others, strict=True)
+    )

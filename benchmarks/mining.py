@@ -3,9 +3,9 @@
     python benchmarks/mining.py --output runs/mining [--seeds 0 1 2]
 
 Rows and the test task come from the documentation of the packages that are installed; no subpackage is on both sides.
-Of each seed the same rows, in the same order, train a fresh adapter twice: with negatives drawn at random from all
-training passages, and with negatives that the first of these models mined from the same passages. What is done is kept
-in ``mining.json`` and not run again.
+Of each seed the same rows, in the same order, train a fresh adapter once per arm: with negatives drawn at random from
+all training passages, and with negatives that the model so trained mined from the same passages, the nearest ones and
+ones drawn from a range of ranks (``MINED``). What is done is kept in ``mining.json`` and not run again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import argparse
 import json
 import random
 import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,9 @@ from ullme.config import RunConfig
 from ullme.data import mine_negatives
 from ullme.models import ULLME
 from ullme.types import PairExample
+
+#: How each arm's negatives are mined, beside the default margin.
+MINED: dict[str, dict[str, Any]] = {"sampled": {"range_min": 10, "range_max": 100, "sampled": True}, "nearest": {}}
 
 
 def with_random(rows: Sequence[PairExample], passages: Sequence[str], count: int, seed: int) -> list[PairExample]:
@@ -88,28 +90,24 @@ def trained(rows: Sequence[PairExample], options: argparse.Namespace, folder: Pa
     return train(run_config(options, folder, seed)).model.eval()
 
 
-def compare(options: argparse.Namespace, pairs: DocPairs, seed: int) -> dict[str, Any]:
-    """Scores of both arms for one seed, and the seconds of each."""
+def compare(options: argparse.Namespace, pairs: DocPairs, result: dict[str, Any]) -> Iterator[None]:
+    """Add what the arms asked for score with one seed to its result; yields after each."""
+    seed = result["seed"]
     passages = [row.positives[0] for row in pairs.train]
     rows = random.Random(seed).sample(pairs.train, options.steps * options.batch_size)
     task = RetrievalTask(pairs.corpus, pairs.queries, pairs.qrels)
     folder = options.output / f"seed-{seed}"
-    result: dict[str, Any] = {"seed": seed}
-
-    def run(arm: str, rows: Sequence[PairExample], start: float) -> ULLME:
-        model = trained(rows, options, folder / arm, seed)
-        result[arm], result[f"{arm}_seconds"] = task(encoder(model))["ndcg@10"], time.perf_counter() - start
-        print(f"seed {seed}, {arm}: nDCG@10 {100 * result[arm]:.2f} ({result[f'{arm}_seconds']:.0f} s)", flush=True)
-        return model
-
     drawn = with_random(rows, passages, options.negatives, seed)
-    start = time.perf_counter()
-    miner = run("random", drawn, start)
-    start = time.perf_counter()
-    mined = mine_negatives(rows, encoder(miner), corpus=passages, count=options.negatives)
-    result["mined_per_row"] = statistics.mean(len(row.negatives) for row in mined)
-    run("mined", [filled(row, more, options.negatives) for row, more in zip(mined, drawn, strict=True)], start)
-    return result
+    miner = trained(drawn, options, folder / "random", seed)
+    if "random" not in result:
+        result["random"] = task(encoder(miner))["ndcg@10"]
+        yield
+    for arm in [arm for arm in options.arms if arm not in result]:
+        mined = mine_negatives(rows, encoder(miner), corpus=passages, count=options.negatives, seed=seed, **MINED[arm])
+        full = [filled(row, more, options.negatives) for row, more in zip(mined, drawn, strict=True)]
+        result[f"{arm}_per_row"] = statistics.mean(len(row.negatives) for row in mined)
+        result[arm] = task(encoder(trained(full, options, folder / arm, seed)))["ndcg@10"]
+        yield
 
 
 def filled(row: PairExample, drawn: PairExample, count: int) -> PairExample:
@@ -123,6 +121,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/mining"))
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=tuple(MINED), default=list(MINED))
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--negatives", type=int, default=3)
@@ -139,15 +138,14 @@ def main() -> None:
     kept = options.output / "mining.json"
     done = json.loads(kept.read_text()) if kept.is_file() else []
     for seed in options.seeds:
-        if seed not in [entry["seed"] for entry in done]:
-            done.append(compare(options, pairs, seed))
+        result = next((entry for entry in done if entry["seed"] == seed), {"seed": seed})
+        done += [] if result in done else [result]
+        for _ in compare(options, pairs, result):
             kept.write_text(json.dumps(done, indent=2) + "\n")
-    gains = [100 * (entry["mined"] - entry["random"]) for entry in done]
-    for entry, gain in zip(done, gains, strict=True):
-        print(json.dumps(entry), f"gain {gain:+.2f}")
-    print(
-        f"mined over random, nDCG@10 points: mean {statistics.mean(gains):+.2f}, {min(gains):+.2f} to {max(gains):+.2f}"
-    )
+            print(json.dumps(result), flush=True)
+    for arm in options.arms:
+        gains = [100 * (entry[arm] - entry["random"]) for entry in done if arm in entry]
+        print(f"{arm} over random, nDCG@10 points: mean {statistics.mean(gains):+.2f}, each {gains}")
 
 
 if __name__ == "__main__":

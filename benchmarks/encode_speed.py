@@ -35,8 +35,9 @@ DEFAULT = 32
 BATCH_SIZES = (8, 16, 64)
 SHORTEST, LONGEST = 5, 512
 
-#: Largest difference of two embeddings over the largest value, in float32.
-SAME_EMBEDDING = 1e-5
+#: Largest difference of two embeddings over the largest value, in float32: of SmolLM2, sentence-transformers' are up to
+#: 1.5e-5 from those in float64, ours 0.6e-5 (LOG.md).
+SAME_EMBEDDING = 2e-5
 
 Encode = Callable[[list[str]], np.ndarray]
 

@@ -3,9 +3,10 @@
     python benchmarks/mining.py --output runs/mining [--seeds 0 1 2]
 
 Rows and the test task come from the documentation of the packages that are installed; no subpackage is on both sides.
-Of each seed the same rows, in the same order, train a fresh adapter once per arm: with negatives drawn at random from
-all training passages, and with negatives that the model so trained mined from the same passages, the nearest ones and
-ones drawn from a range of ranks (``MINED``). What is done is kept in ``mining.json`` and not run again.
+Of each seed a fresh adapter is first trained with random negatives. From there every arm trains it further for as many
+steps, on the same new rows in the same order: with negatives drawn at random from all training passages, and with
+negatives that the first model mined from them, the nearest ones or ones drawn from a range of ranks (``MINED``). What
+is done is kept in ``mining.json`` and not run again.
 """
 
 from __future__ import annotations
@@ -44,15 +45,16 @@ def with_random(rows: Sequence[PairExample], passages: Sequence[str], count: int
     return found
 
 
-def run_config(options: argparse.Namespace, folder: Path, seed: int) -> RunConfig:
-    """The fixed short run."""
+def run_config(options: argparse.Namespace, folder: Path, seed: int, start: Path | None) -> RunConfig:
+    """The fixed short run, of a fresh adapter or of that in a folder."""
+    adapter: dict[str, Any] = {"lora": {"name": "mining", "r": 16, "alpha": 32}}
     bf16 = cpu_multiplies_bfloat16()
     return RunConfig.model_validate(
         {
             "model": {
                 "name_or_path": options.model,
-                "lora": {"name": "mining", "r": 16, "alpha": 32},
                 "max_length": 64,
+                **(adapter if start is None else {"adapter_path": str(start)}),
             },
             "data": {"train": [{"path": str(folder / "train.jsonl")}], "negatives_per_query": options.negatives},
             "objectives": [{"type": "contrastive", "temperature": 0.05}],
@@ -60,7 +62,7 @@ def run_config(options: argparse.Namespace, folder: Path, seed: int) -> RunConfi
                 "output_dir": str(folder / "run"),
                 "max_steps": options.steps,
                 "per_device_train_batch_size": options.batch_size,
-                "learning_rate": 5e-4,
+                "learning_rate": 5e-4 if start is None else 2e-4,
                 "warmup_steps": 4,
                 "report_to": "none",
                 "bf16": bf16,
@@ -81,32 +83,38 @@ def encoder(model: ULLME) -> Any:
     return encode
 
 
-def trained(rows: Sequence[PairExample], options: argparse.Namespace, folder: Path, seed: int) -> ULLME:
+def trained(
+    rows: Sequence[PairExample], options: argparse.Namespace, folder: Path, seed: int, start: Path | None = None
+) -> ULLME:
     """The model after the fixed run on these rows; a model that is there already is loaded."""
     if (folder / "run" / "model").is_dir():
-        return ULLME.from_pretrained(folder / "run" / "model").eval()
+        return ULLME.from_pretrained(folder / "run" / "model")
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(rows, folder / "train.jsonl")
-    return train(run_config(options, folder, seed)).model.eval()
+    return train(run_config(options, folder, seed, start)).model
 
 
 def compare(options: argparse.Namespace, pairs: DocPairs, result: dict[str, Any]) -> Iterator[None]:
-    """Add what the arms asked for score with one seed to its result; yields after each."""
-    seed = result["seed"]
+    """Add what the first model and each arm score with one seed to its result; yields after each."""
+    seed, count = result["seed"], options.negatives
     passages = [row.positives[0] for row in pairs.train]
-    rows = random.Random(seed).sample(pairs.train, options.steps * options.batch_size)
+    rows_of_a_run = options.steps * options.batch_size
+    warm, rows = [random.Random(s).sample(pairs.train, rows_of_a_run) for s in (seed, 1000 + seed)]
     task = RetrievalTask(pairs.corpus, pairs.queries, pairs.qrels)
     folder = options.output / f"seed-{seed}"
-    drawn = with_random(rows, passages, options.negatives, seed)
-    miner = trained(drawn, options, folder / "random", seed)
-    if "random" not in result:
-        result["random"] = task(encoder(miner))["ndcg@10"]
+    miner = trained(with_random(warm, passages, count, seed), options, folder / "first", seed)
+    if "first" not in result:
+        result["first"] = task(encoder(miner))["ndcg@10"]
         yield
-    for arm in [arm for arm in options.arms if arm not in result]:
-        mined = mine_negatives(rows, encoder(miner), corpus=passages, count=options.negatives, seed=seed, **MINED[arm])
-        full = [filled(row, more, options.negatives) for row, more in zip(mined, drawn, strict=True)]
-        result[f"{arm}_per_row"] = statistics.mean(len(row.negatives) for row in mined)
-        result[arm] = task(encoder(trained(full, options, folder / arm, seed)))["ndcg@10"]
+    drawn = with_random(rows, passages, count, seed)
+    for arm in [arm for arm in ("random", *options.arms) if arm not in result]:
+        negatives = drawn
+        if arm in MINED:
+            mined = mine_negatives(rows, encoder(miner), corpus=passages, count=count, seed=seed, **MINED[arm])
+            negatives = [filled(row, more, count) for row, more in zip(mined, drawn, strict=True)]
+            result[f"{arm}_per_row"] = statistics.mean(len(row.negatives) for row in mined)
+        model = trained(negatives, options, folder / arm, seed, folder / "first" / "run" / "model")
+        result[arm] = task(encoder(model))["ndcg@10"]
         yield
 
 

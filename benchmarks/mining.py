@@ -1,8 +1,9 @@
 """Do mined hard negatives raise nDCG@10 of a fixed short training run over random ones? A real LLM, no GPU.
 
-    python benchmarks/mining.py --output runs/mining [--seeds 0 1 2]
+    python benchmarks/mining.py --output runs/mining [--pairs FILE] [--seeds 0 1 2]
 
-Rows and the test task come from the documentation of the packages that are installed; no subpackage is on both sides.
+Rows and the test task come from a file of pairs, of which some stretches are kept for the test, or from the
+documentation of the packages that are installed; no subpackage is on both sides.
 Of each seed a fresh adapter is first trained with random negatives. From there every arm trains it further for as many
 steps, on the same new rows in the same order: with negatives drawn at random from all training passages, and with
 negatives that the first model mined from them, the nearest ones or ones drawn from a range of ranks (``MINED``). What
@@ -17,22 +18,50 @@ import random
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ullme.apps.doc_pairs import DocPairs, doc_pairs, write_jsonl
+from ullme.apps.doc_sources import PACKAGES
 from ullme.apps.quickstart import cpu_multiplies_bfloat16
 from ullme.apps.retrieval import RetrievalTask
 from ullme.apps.train import train
 from ullme.config import RunConfig
-from ullme.data import mine_negatives
+from ullme.data import load_pairs, mine_negatives
 from ullme.models import ULLME
 from ullme.types import PairExample
 
 #: How each arm's negatives are mined, beside the default margin.
 MINED: dict[str, dict[str, Any]] = {"sampled": {"range_min": 10, "range_max": 100, "sampled": True}, "nearest": {}}
+
+
+#: Rows of a file of pairs that stay together, as neighbours are often about one thing.
+STRETCH = 40
+
+
+def pairs_of_file(options: argparse.Namespace) -> DocPairs:
+    """Training rows and a retrieval task of a file of pairs: stretches of rows, drawn for one side or the other.
+
+    A test row whose query or passage is also a training row's is left out; a text that answers several queries is one
+    passage of the corpus.
+    """
+    pairs = load_pairs(options.pairs)
+    rows = [replace(pairs[at], negatives=()) for at in range(len(pairs))]
+    stretches = [rows[at : at + STRETCH] for at in range(0, len(rows), STRETCH)]
+    random.Random(0).shuffle(stretches)
+    train = list(chain(*stretches[: options.passages // STRETCH]))
+    known = {text for row in train for text in (row.query, *row.positives)}
+    held_out = list(chain(*stretches[-(options.corpus // STRETCH) :]))
+    test = [row for row in held_out if known.isdisjoint((row.query, *row.positives))]
+    answers: dict[str, dict[str, int]] = {}
+    for row in test:
+        answers.setdefault(row.query, {}).update(dict.fromkeys(row.positives, 1))
+    asked = random.Random(1).sample(sorted(answers), min(options.queries, len(answers)))
+    corpus = {text: text for row in test for text in row.positives}
+    return DocPairs(train, corpus, {query: query for query in asked}, {query: answers[query] for query in asked})
 
 
 def with_random(rows: Sequence[PairExample], passages: Sequence[str], count: int, seed: int) -> list[PairExample]:
@@ -127,6 +156,7 @@ def main() -> None:
     """Compare the arms for every seed that is not done, then print all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/mining"))
+    parser.add_argument("--pairs", help="JSONL or Parquet of queries and positives, like beside like")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=tuple(MINED), default=list(MINED))
@@ -141,7 +171,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     sizes = {"max_train": options.passages, "max_queries": options.queries, "max_corpus": options.corpus}
-    pairs = doc_pairs(**sizes) if options.packages is None else doc_pairs(options.packages, **sizes)
+    pairs = pairs_of_file(options) if options.pairs else doc_pairs(options.packages or PACKAGES, **sizes)
     options.output.mkdir(parents=True, exist_ok=True)
     kept = options.output / "mining.json"
     done = json.loads(kept.read_text()) if kept.is_file() else []

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.mteb_folders import write_msmarco, write_sts
 from tests.tiny import tiny_folder
 
@@ -164,6 +166,52 @@ def test_a_killed_run_goes_on_with_the_row_it_was_in(place, monkeypatch):
     assert main(command) == 0
     assert len(calls) == 3 and weights.read_bytes() == trained
     assert (results / "rows" / "bi_cl-seed1.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def released(place, done):
+    """A release of the better of two seeds."""
+    folder = place / "models" / "tiny-grl"
+    assert main(arguments(place, "whole", "floor,base_causal,grl", f"--release={folder}")) == 0
+    return folder
+
+
+def test_the_best_row_and_seed_is_released_in_bfloat16(place, released):
+    said = json.loads((released / "scores.json").read_text())
+    manifest = json.loads((place / "results" / "whole" / "manifest.json").read_text())
+    averages = {entry["seed"]: entry["average"] for entry in manifest["done"] if entry["row"] == "grl"}
+    assert len(averages) == 2 and averages[said["seed"]] == max(averages.values())
+    trained = place / "work" / "whole" / f"grl-seed{said['seed']}" / "grl" / "model"
+    before, weights = (load_file(folder / "adapter_model.safetensors") for folder in (trained, released))
+    assert weights.keys() == before.keys()
+    assert all(torch.equal(weights[name], before[name].to(torch.bfloat16)) for name in before)
+
+
+def test_the_stated_scores_are_those_of_the_released_folder(place, released, tmp_path):
+    said = {s["task"]: s["score"] for s in json.loads((released / "scores.json").read_text())["scores"]}
+    model = ULLME.from_pretrained(released)
+    again = evaluate(model, ["BIOSSES"], prompts="none", data_dir=place / "mteb", results_dir=tmp_path)
+    assert again.score("BIOSSES") == pytest.approx(said["BIOSSES"], abs=1e-6) and "MSMARCO" in said
+
+
+def test_the_card_says_what_the_model_was_made_of(released):
+    card = (released / "README.md").read_text()
+    for score in json.loads((released / "scores.json").read_text())["scores"]:
+        assert f"| {score['task']} | {score['task_type']} | {score['metric']} | {score['score']:.2f} |" in card
+    assert "| second | 25 | 1 | " in card and "temperature: 0.05" in card and "Bag of words:" in card
+    assert card.startswith("---\nbase_model: ") and "model-index:" in card
+
+
+def test_a_row_without_training_is_not_released(place, tmp_path, capsys):
+    assert main(arguments(place, "unreleased", "floor", f"--release={tmp_path / 'model'}")) == 2
+    assert "release: none of the rows asked for is trained in one stage" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_trained_model_that_is_gone_is_named_with_the_cure(place, released, tmp_path, capsys):
+    kept = [path.rename(tmp_path / path.name) for path in (place / "work" / "whole").glob("grl-seed*")]
+    assert len(kept) == 2 and main(arguments(place, "whole", "grl", f"--release={tmp_path / 'model'}")) == 2
+    assert "delete its file in" in capsys.readouterr().err
 
 
 @pytest.mark.slow

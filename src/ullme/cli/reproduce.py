@@ -37,6 +37,9 @@ def reproduce(
     ] = None,
     results: Annotated[Path, typer.Option(help="Where results/<name> is put.")] = Path("results"),
     work: Annotated[Path, typer.Option(help="Where checkpoints and models are put.")] = Path("runs/reproduce"),
+    release: Annotated[
+        Path | None, typer.Option(help="Folder for the best trained model of these rows, its scores and its card.")
+    ] = None,
 ) -> None:
     """Train and score every row of the paper's Table 2. The same command goes on where it was killed."""
     from ullme.cli.console import stdout
@@ -61,6 +64,7 @@ def reproduce(
         configs=configs or shipped_configs(),
         results=results,
         work=work,
+        release=release,
     )
     for table in run(options, console).values():
         console.print(table.markdown(), soft_wrap=True, markup=False)

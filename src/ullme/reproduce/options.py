@@ -50,6 +50,7 @@ class Options:
         results: folder of results; the study gets its own in it.
         work: folder of data, checkpoints and models; the study gets its own in it.
         packages: whose documentation stands in for data and tasks.
+        release: folder for the best model of the rows, with its scores and its card; None makes none.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -68,6 +69,7 @@ class Options:
     results: Path = Path("results")
     work: Path = Path("runs/reproduce")
     packages: Sequence[str] = PACKAGES
+    release: Path | None = None
 
 
 def make_study(options: Options, console: Console) -> Study:

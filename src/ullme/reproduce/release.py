@@ -1,0 +1,98 @@
+"""A trained row as a model to hand out: its adapter in bfloat16, its scores read from there, its card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ullme.apps.run_folder import MODEL_FOLDER
+from ullme.eval import evaluate
+from ullme.models import ULLME
+from ullme.models.lora import ADAPTER_CONFIG
+from ullme.reproduce.jobs import finished, task_scores
+from ullme.reproduce.release_card import write_card
+from ullme.reproduce.results import RowResult, written
+from ullme.reproduce.rows import Row
+from ullme.reproduce.study import Job, Study, jobs, stage_configs
+from ullme.reproduce.tasks import LANGUAGES
+
+SCORES = "scores.json"
+
+
+def release(study: Study, rows: Iterable[Row], results: Sequence[RowResult], folder: Path, console: Console) -> Path:
+    """Write the best trained model of some rows into a folder, score it from there, and say all that in its card.
+
+    Best is the highest average over the tasks. The adapter is rounded to bfloat16, and ``scores.json`` and the card
+    hold what the folder scores in float32, not what the row did. Killed while scoring, the same call goes on.
+
+    Args:
+        study: whose data, tasks and prompts it is.
+        rows: from which the model is taken; one that needs another adapter merged below its own is passed over.
+        results: all that is done, for the card.
+        folder: where the model is put; a model there is replaced.
+        console: for what is going on.
+
+    Raises:
+        ValueError: none of the rows is trained in one stage, or the model of the best one is no longer there.
+    """
+    job = best(study, rows)
+    config = stage_configs(study, job)[-1]
+    trained = config.trainer.output_dir / MODEL_FOLDER
+    if not trained.is_dir():
+        raise ValueError(
+            f"release: the model of {job.name} is not in {str(trained)!r}; delete its file in "
+            f"{str(study.results / 'rows')!r}, and it is trained again"
+        )
+    console.print(f"Releasing {job.name} as {folder}, scored from there in float32.", markup=False)
+    write_adapter(ULLME.from_pretrained(trained), folder)
+    scored = evaluate(
+        ULLME.from_pretrained(folder, dtype="float32"),
+        study.tasks,
+        languages=LANGUAGES,
+        prompts=study.prompts,
+        data_dir=study.task_folder,
+        results_dir=study.results / "mteb",
+    )
+    scores = task_scores(scored)
+    content = {"study": study.results.name, "row": job.row.name, "seed": job.seed, "dtype": "float32"}
+    written(folder / SCORES, json.dumps({**content, "scores": [asdict(s) for s in scores]}, indent=1) + "\n")
+    return write_card(study, job, config, scores, results, folder)
+
+
+def best(study: Study, rows: Iterable[Row]) -> Job:
+    """The row and seed with the highest average, of those trained in one stage.
+
+    Raises:
+        ValueError: there is none.
+    """
+    listed = [job for job in jobs(rows, study.budget) if len(job.row.stages) == 1]
+    done = {job: result for job in listed if (result := finished(study, job)) is not None}
+    if not done:
+        raise ValueError("release: none of the rows asked for is trained in one stage; ask for one, such as --rows grl")
+    return max(done, key=lambda job: done[job].average)
+
+
+def write_adapter(model: ULLME, folder: Path) -> None:
+    """Save a model with its adapter in bfloat16, which names its base as others call it and no place of this machine.
+
+    Raises:
+        ValueError: the model has no adapter.
+    """
+    if model.peft_model is None:
+        raise ValueError("release: the run trained all weights, and only an adapter is small enough; give model.lora")
+    for parameter in adapter_weights(model):
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.save_pretrained(folder)
+    place = folder / ADAPTER_CONFIG
+    config = json.loads(place.read_text()) | {"base_model_name_or_path": model.settings.model_name_or_path}
+    place.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def adapter_weights(model: ULLME) -> list[torch.nn.Parameter]:
+    """The parameters of LoRA."""
+    return [parameter for name, parameter in model.named_parameters() if "lora_" in name]

@@ -1,0 +1,170 @@
+"""The model card of a released adapter: use, scores, data, recipe, limits, licence of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ullme.config import RunConfig
+from ullme.models.packaged import PACKAGED_MODELS, PackagedModel
+from ullme.reproduce.results import RowResult, TaskScore, written
+from ullme.reproduce.rows import BASES, FLOOR
+from ullme.reproduce.study import Job, Study
+from ullme.reproduce.tables import Table
+
+_CARD = """---
+{metadata}---
+
+# {title}
+
+A LoRA adapter that turns `{base}` into a text embedder: the row {row} of a study by `ullme reproduce`. {average:.2f} on
+average over {count} tasks of MTEB; {others}.
+
+## Use
+
+```bash
+{install}ullme search {folder} notes.txt "how do I open a file?"
+ullme export {folder} exported/       # for sentence-transformers and all that reads its directories
+```
+
+```python
+from ullme.models import ULLME
+
+model = ULLME.from_pretrained("{folder}")
+embeddings = model.encode(["How do I open a file?", "Pass its path to open()."])
+```
+
+## Scores
+
+{scores}
+Of this folder in float32, with ullme {ullme}; `scores.json` has the revision of each data set.
+`ullme eval {folder} --task {task} --prompts {prompts}` gives one of them.
+
+## Data
+
+{data}
+Rows that a scored split holds were left out, and texts cut at {words} words.
+
+## Recipe
+
+{batch} queries a step, {steps} steps, seed {seed}; {negatives} negatives of each, drawn from at most {mined}.
+
+```yaml
+{recipe}```
+
+## Limits
+
+- Trained on texts of {words} words at most; reads {max_length} tokens of a text, unless `max_length` is raised.
+  Longer texts, and languages that the tasks do not have, were not tried.
+- {steps} steps are few: it is the best row of a comparison of methods, not of a search for the best embedder.
+- It fits the weights of `{base}`{rounded}, and is refused on others.
+
+## Licence
+
+{licence}. The data sets have licences of their own, of which some allow research only: look at them before another use.
+"""
+
+#: What the hub calls a type of task.
+_HUB_TASKS = {"Classification": "text-classification", "Clustering": "clustering", "Retrieval": "retrieval"}
+#: Of a run file, what makes the model.
+_RECIPE = {
+    "model": ("lora", "pooling", "attention", "max_length"),
+    "trainer": ("learning_rate", "warmup_steps", "bf16"),
+}
+
+
+def write_card(
+    study: Study, job: Job, config: RunConfig, scores: Sequence[TaskScore], results: Sequence[RowResult], folder: Path
+) -> Path:
+    """Write ``README.md`` into the folder of a released model.
+
+    Args:
+        study: whose row it is.
+        job: the row and its seed.
+        config: its run file as it was carried out.
+        scores: what the folder scores.
+        results: what else is done in the study, to compare with.
+        folder: the model.
+    """
+    packaged = PACKAGED_MODELS.get(study.model.lower())
+    compared = _compared(results)
+    text = _CARD.format(
+        **study.budget.model_dump(include={"words", "steps", "negatives", "mined"}),
+        metadata=OmegaConf.to_yaml(_metadata(study, folder, scores, packaged)),
+        title=folder.name,
+        base=study.model,
+        row=job.row.label,
+        ullme=version("ullme"),
+        average=fmean(s.score for s in scores),
+        count=len(scores),
+        others="; ".join(f"{r.label}: {r.average:.2f}" for r in compared) or "nothing else was scored beside it",
+        install=f"{packaged.install}\n" if packaged else "",
+        folder=folder,
+        scores=_scores(scores, compared).markdown(),
+        task=scores[0].task,
+        prompts=study.prompts if isinstance(study.prompts, str) else "task",
+        data=_data(study.data.sources).markdown(),
+        batch=study.budget.batch_size,
+        seed=job.seed,
+        recipe=OmegaConf.to_yaml(_recipe(config)),
+        max_length=config.model.max_length,
+        rounded=f" as the package `{packaged.module}` carries them, rounded to about four bits" if packaged else "",
+        licence=f"The base is under `{packaged.licence}`" if packaged else "That of the base",
+    )
+    return written(folder / "README.md", text)
+
+
+def _compared(results: Sequence[RowResult]) -> list[RowResult]:
+    """The better of the untrained modes, and the floor."""
+    bases = [r for r in results if r.row in BASES]
+    best = [max(bases, key=lambda r: r.average)] if bases else []
+    return [*best, *(r for r in results if r.row == FLOOR)]
+
+
+def _scores(scores: Sequence[TaskScore], compared: Sequence[RowResult]) -> Table:
+    head = ["Task", "Type", "Metric", "this model", *(r.label for r in compared)]
+    rows = [
+        [s.task, s.task_type, s.metric, f"{s.score:.2f}", *(f"{r.by_task[s.task]:.2f}" for r in compared)]
+        for s in scores
+    ]
+    return Table("Main score x 100 of each task", head, rows, labels=3)
+
+
+def _data(sources: Mapping[str, Mapping[str, Any]]) -> Table:
+    counts = ("rows", "in a test", "trained on")
+    rows = [[name, *(str(source[count]) for count in counts)] for name, source in sources.items()]
+    return Table("Rows of each source", ["Source", *counts], rows)
+
+
+def _recipe(config: RunConfig) -> dict[str, Any]:
+    values = config.model_dump(mode="json", exclude_none=True)
+    made = {part: {key: values[part][key] for key in keys if key in values[part]} for part, keys in _RECIPE.items()}
+    return {"model": made["model"], "objectives": values["objectives"], "trainer": made["trainer"]}
+
+
+def _metadata(
+    study: Study, folder: Path, scores: Sequence[TaskScore], packaged: PackagedModel | None
+) -> dict[str, Any]:
+    """What the hub reads of a card."""
+    found = [
+        {
+            "task": {"type": _HUB_TASKS.get(s.task_type, s.task_type.lower())},
+            "dataset": {"type": "mteb", "name": f"MTEB {s.task}", "revision": s.revision},
+            "metrics": [{"type": s.metric, "value": round(s.score, 2)}],
+        }
+        for s in scores
+    ]
+    known = {"license": packaged.licence, "base_model": packaged.hub} if packaged else {"base_model": study.model}
+    tags = ["ullme", "peft", "lora", "sentence-similarity", "feature-extraction", "mteb"]
+    return {
+        **known,
+        "library_name": "ullme",
+        "pipeline_tag": "sentence-similarity",
+        "tags": tags,
+        "model-index": [{"name": folder.name, "results": found}],
+    }

@@ -33,9 +33,8 @@ def test_a_released_folder_is_small_and_names_no_place_of_the_machine_that_made_
     files = {path.name: path for path in folder.iterdir()}
     assert {"README.md", SCORES, "ullme.json", "adapter_config.json", "adapter_model.safetensors"} <= files.keys()
     assert files["adapter_model.safetensors"].stat().st_size < 12 * MIB
-    assert {str(weight.dtype) for weight in load_file(files["adapter_model.safetensors"]).values()} == {
-        "torch.bfloat16"
-    }
+    weights = load_file(files["adapter_model.safetensors"])
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     texts = [files[name].read_text() for name in ("README.md", SCORES, "ullme.json", "adapter_config.json")]
     assert not any(place in text for text in texts for place in ("/root/", "/home/", "/tmp/", str(Path.home())))
     assert json.loads(files["adapter_config.json"].read_text())["base_model_name_or_path"] in PACKAGED_MODELS

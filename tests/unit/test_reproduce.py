@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from ullme.config import read_run_file
 from ullme.reproduce.budgets import BUDGETS, budget_of
 from ullme.reproduce.floor import BagOfWords
 from ullme.reproduce.results import RowResult, TaskScore, file_of, load_result, load_results
-from ullme.reproduce.rows import ROWS, chosen_rows
+from ullme.reproduce.rows import ABLATIONS, ROWS, chosen_rows, shipped_configs
 from ullme.types import PairExample
 
 PAIRS = [PairExample(f"what is thing number {i}?", (f"the thing with number {i}",), ("no",)) for i in range(50)]
@@ -17,6 +18,21 @@ def test_rows_stand_in_the_order_of_the_tables_whatever_was_asked_first(tmp_path
     own.write_text("model: {}")
     assert [row.name for row in chosen_rows(["grl", str(own), "floor", "grl"])] == ["floor", "grl", "mine"]
     assert [row.name for row in chosen_rows()] == list(ROWS)
+
+
+@pytest.mark.parametrize("row", ABLATIONS.values(), ids=ABLATIONS)
+def test_a_variant_is_its_row_with_one_thing_changed(row):
+    path = shipped_configs() / row.stages[-1]
+    before, after = (flat(read_run_file(path, changes).model_dump(mode="json")) for changes in ((), row.changes))
+    key = row.changes[0].partition("=")[0]
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {key}
+
+
+def flat(values, before=""):
+    """Nested values by dotted keys."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    inner = {key: value for name, item in items for key, value in flat(item, f"{before}.{name}".strip(".")).items()}
+    return inner or {before: values}
 
 
 @pytest.mark.parametrize(

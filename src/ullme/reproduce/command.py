@@ -12,7 +12,7 @@ from ullme.reproduce.options import Options, make_study
 from ullme.reproduce.plots import write_plots
 from ullme.reproduce.release import release
 from ullme.reproduce.results import RowResult, load_results
-from ullme.reproduce.rows import ROWS, Row, chosen_rows
+from ullme.reproduce.rows import NAMED, Row, chosen_rows
 from ullme.reproduce.study import Job, Study, jobs, made_of, stage_configs
 from ullme.reproduce.tables import Table, write_tables
 
@@ -62,7 +62,7 @@ def report(study: Study, rows: Sequence[Row]) -> tuple[list[RowResult], dict[str
     Returns:
         Results, tables, and the files of results that are of another study.
     """
-    every = [*ROWS.values(), *(row for row in rows if row.name not in ROWS)]
+    every = [*NAMED.values(), *(row for row in rows if row.name not in NAMED)]
     known = {made_of(study, job) for job in _all_jobs(study, every)}
     results, others = load_results(study.results, known)
     write_manifest(study, rows, results)

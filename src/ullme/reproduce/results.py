@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ullme.reproduce.rows import ROWS
+from ullme.reproduce.rows import NAMED
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def load_results(folder: Path, made_of: Iterable[str]) -> tuple[list[RowResult],
         ValueError: a file is damaged.
     """
     wanted = set(made_of)
-    place = {name: i for i, name in enumerate(ROWS)}
+    place = {name: i for i, name in enumerate(NAMED)}
     found = {path.name: load_result(path) for path in sorted((folder / "rows").glob("*.json"))}
     kept = [result for result in found.values() if result.made_of in wanted]
     kept.sort(key=lambda r: (place.get(r.row, len(place)), r.row, -1 if r.seed is None else r.seed))

@@ -90,7 +90,8 @@ def stage_configs(study: Study, job: Job) -> list[RunConfig]:
         if found:
             merged = [*found[-1].model.merged_adapters, str(found[-1].trainer.output_dir / MODEL_FOLDER)]
             own.append(f"model.merged_adapters={json.dumps(merged)}")
-        found.append(read_run_file(path, [*own, *study.overrides]))
+        changes = job.row.changes if stage == job.row.stages[-1] else ()
+        found.append(read_run_file(path, [*own, *study.overrides, *changes]))
     return found
 
 

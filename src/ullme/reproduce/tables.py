@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 from ullme.reproduce.bootstrap import LEVEL, Comparison, against, claimed_order, references, scores_of
 from ullme.reproduce.results import RowResult, written
-from ullme.reproduce.rows import ROWS
+from ullme.reproduce.rows import NAMED
 
 #: The order of the paper's columns; other types come after.
 TYPES = "Retrieval Reranking Clustering PairClassification Classification STS Summarization".split()
@@ -123,7 +123,7 @@ def _ordered(types: set[str]) -> list[str]:
 
 
 def _label(row: str) -> str:
-    return ROWS[row].label if row in ROWS else row
+    return NAMED[row].label if row in NAMED else row
 
 
 def _seeds(group: Sequence[RowResult]) -> str:

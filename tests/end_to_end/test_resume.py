@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file
 from tests.tiny import tiny_folder
 
+from ullme.apps.run_folder import LOCK_FILE
 from ullme.cli import main
 from ullme.trainer import EmbeddingTrainer
 from ullme.trainer.resume import checkpoints
@@ -66,6 +68,15 @@ def history(folder: Path) -> list[float]:
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
+def test_a_folder_in_which_another_command_trains_is_left_alone(place, out, capsys):
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with FileLock(out / LOCK_FILE):
+        assert main(command(place, out)) == 2
+    assert "another command trains in" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(command(place, out)) == 0
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_ends_in_the_same_weights(
     place, tmp_path, monkeypatch, caplog, signum, code
@@ -100,7 +111,7 @@ def test_what_killed_processes_left_is_cleared_away(place, out):
         (out / left / "half").write_text("written")
     (out / ".unfinished-run.yaml").write_text("model:")
     assert main(command(place, out)) == 0
-    assert not list(out.glob(".*")) and same(place, out)
+    assert [path.name for path in out.glob(".*")] == [LOCK_FILE] and same(place, out)
 
 
 def test_a_process_killed_before_it_wrote_its_run_file_blocks_nothing(place, tmp_path):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ullme.config import RunConfig, read_run_file
 from ullme.trainer.resume import UNFINISHED, flush, remove_unfinished, unfinished
+from ullme.trainer.resume_ranks import on_main
 
 RUN_FILE = "run.yaml"
 MODEL_FOLDER = "model"
+LOCK_FILE = ".lock"
 
 #: What may differ when a run is resumed: how long, how often and how fast, but not what is learned from what. The rows
 #: of a process may, with the number of processes: the checkpoint knows the rows of a step, and the trainer compares.
@@ -35,7 +40,7 @@ def require_own_folder(config: RunConfig) -> None:
     """
     folder = config.trainer.output_dir
     _require_writable(folder)
-    if not folder.exists() or all(path.name.startswith(UNFINISHED) for path in folder.iterdir()):
+    if not folder.exists() or all(path.name.startswith((UNFINISHED, LOCK_FILE)) for path in folder.iterdir()):
         return
     kept = folder / RUN_FILE
     name = f"trainer.output_dir: {str(folder)!r}"
@@ -49,10 +54,36 @@ def require_own_folder(config: RunConfig) -> None:
         )
 
 
-def prepare_folder(config: RunConfig) -> None:
-    """Make the run's folder, remove what a killed process left half-written, and put the run file into it."""
+@contextmanager
+def folder_to_oneself(config: RunConfig) -> Iterator[None]:
+    """The run's folder, made ready and kept from other commands; the system lets go of it with the process.
+
+    Raises:
+        ValueError: another command trains in it.
+    """
     folder = config.trainer.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+
+    def prepare() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"trainer.output_dir: another command trains in {str(folder)!r}; wait for its end, or name a new folder"
+            ) from None
+        _prepare(config)
+
+    try:
+        on_main(prepare)
+        yield
+    finally:
+        lock.release()
+
+
+def _prepare(config: RunConfig) -> None:
+    """Remove what a killed process left half-written, and put the run file into the folder."""
+    folder = config.trainer.output_dir
     remove_unfinished(folder)
     for leftover in folder.glob(f".{MODEL_FOLDER}-*"):  # as models.io names what it writes
         shutil.rmtree(leftover, ignore_errors=True)

@@ -17,13 +17,12 @@ from ullme.apps.run_data import (
     precomputed_reference,
     require_scores,
 )
-from ullme.apps.run_folder import MODEL_FOLDER, prepare_folder, require_own_folder
+from ullme.apps.run_folder import MODEL_FOLDER, folder_to_oneself, require_own_folder
 from ullme.apps.run_record import recorded
 from ullme.config import RunConfig
-from ullme.data import load_pairs
+from ullme.data import PairDataset, PairLoader, PairStream, load_pairs
 from ullme.models import ULLME
 from ullme.trainer import EmbeddingTrainer, EmbeddingTrainingArguments, plot_curves
-from ullme.trainer.resume_ranks import on_main
 from ullme.trainer.signals import StopOnSignal
 
 SCORES_FILE = "scores.md"
@@ -60,11 +59,10 @@ def train(config: RunConfig) -> TrainedRun:
     SIGINT save one after the step that they come in; a second one ends the process at once.
 
     Raises:
-        ValueError: the folder holds something else or another run, every checkpoint in it is damaged, the disk is
-            full, or data, model or objectives do not fit.
+        ValueError: the folder holds something else or another run, another command trains in it, every checkpoint in it
+            is damaged, the disk is full, or data, model or objectives do not fit.
         TrainingStopped: a signal ended the training; uncaught, it ends the process with 143 (SIGTERM) or 130 (SIGINT).
     """
-    folder = config.trainer.output_dir
     require_own_folder(config)
     require_known_tasks(config)
     dataset = load_training_pairs(config)
@@ -75,7 +73,20 @@ def train(config: RunConfig) -> TrainedRun:
     model = ULLME(**config.model.settings().to_dict())
     arguments = training_arguments(config)  # joins the other processes, among which the loader shares its rows
     loader = build_loader(config, dataset, model.text_tokenizer)
-    on_main(lambda: prepare_folder(config))
+    with folder_to_oneself(config):
+        return _trained(config, model, arguments, loader, dataset, held_out)
+
+
+def _trained(
+    config: RunConfig,
+    model: ULLME,
+    arguments: EmbeddingTrainingArguments,
+    loader: PairLoader,
+    dataset: PairDataset | PairStream,
+    held_out: PairDataset | None,
+) -> TrainedRun:
+    """The model that training from the last whole checkpoint leads to, saved, scored and drawn in the run's folder."""
+    folder = config.trainer.output_dir
     stop = StopOnSignal()
     trainer = EmbeddingTrainer(
         model,

@@ -52,7 +52,7 @@ def reproduce(options: Options, console: Console | None = None) -> dict[str, Tab
         results, tables, _ = report(study, rows)
     write_plots(results, study.results / "plots")
     if options.release is not None:
-        release(study, rows, results, options.release, console)
+        release(study, rows, results, options, options.release, console)
     return tables
 
 

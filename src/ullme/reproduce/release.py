@@ -15,6 +15,7 @@ from ullme.eval import evaluate
 from ullme.models import ULLME
 from ullme.models.lora import ADAPTER_CONFIG
 from ullme.reproduce.jobs import finished, task_scores
+from ullme.reproduce.options import Options
 from ullme.reproduce.release_card import write_card
 from ullme.reproduce.results import RowResult, written
 from ullme.reproduce.rows import Row
@@ -24,7 +25,9 @@ from ullme.reproduce.tasks import LANGUAGES
 SCORES = "scores.json"
 
 
-def release(study: Study, rows: Iterable[Row], results: Sequence[RowResult], folder: Path, console: Console) -> Path:
+def release(
+    study: Study, rows: Iterable[Row], results: Sequence[RowResult], options: Options, folder: Path, console: Console
+) -> Path:
     """Write the best trained model of some rows into a folder, score it from there, and say all that in its card.
 
     Best is the highest average over the tasks. The adapter is rounded to bfloat16, and ``scores.json`` and the card
@@ -34,6 +37,7 @@ def release(study: Study, rows: Iterable[Row], results: Sequence[RowResult], fol
         study: whose data, tasks and prompts it is.
         rows: from which the model is taken; one that needs another adapter merged below its own is passed over.
         results: all that is done, for the card.
+        options: of the command, so that the card can say how the model is made again.
         folder: where the model is put; a model there is replaced.
         console: for what is going on.
 
@@ -61,7 +65,7 @@ def release(study: Study, rows: Iterable[Row], results: Sequence[RowResult], fol
     scores = task_scores(scored)
     content = {"study": study.results.name, "row": job.row.name, "seed": job.seed, "dtype": "float32"}
     written(folder / SCORES, json.dumps({**content, "scores": [asdict(s) for s in scores]}, indent=1) + "\n")
-    return write_card(study, job, config, scores, results, folder)
+    return write_card(study, job, config, options, scores, results, folder)
 
 
 def best(study: Study, rows: Iterable[Row]) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from ullme.config import RunConfig
 from ullme.models.packaged import PACKAGED_MODELS, PackagedModel
+from ullme.reproduce.options import Options
 from ullme.reproduce.results import RowResult, TaskScore, written
 from ullme.reproduce.rows import BASES, FLOOR
 from ullme.reproduce.study import Job, Study
@@ -57,6 +59,12 @@ Rows that a scored split holds were left out, and texts cut at {words} words.
 ```yaml
 {recipe}```
 
+Made again, from folders with the data and the tasks:
+
+```bash
+{command}
+```
+
 ## Limits
 
 - Trained on texts of {words} words at most; reads {max_length} tokens of a text, unless `max_length` is raised.
@@ -79,7 +87,13 @@ _RECIPE = {
 
 
 def write_card(
-    study: Study, job: Job, config: RunConfig, scores: Sequence[TaskScore], results: Sequence[RowResult], folder: Path
+    study: Study,
+    job: Job,
+    config: RunConfig,
+    options: Options,
+    scores: Sequence[TaskScore],
+    results: Sequence[RowResult],
+    folder: Path,
 ) -> Path:
     """Write ``README.md`` into the folder of a released model.
 
@@ -87,6 +101,7 @@ def write_card(
         study: whose row it is.
         job: the row and its seed.
         config: its run file as it was carried out.
+        options: of the command.
         scores: what the folder scores.
         results: what else is done in the study, to compare with.
         folder: the model.
@@ -112,6 +127,7 @@ def write_card(
         batch=study.budget.batch_size,
         seed=job.seed,
         recipe=OmegaConf.to_yaml(_recipe(config)),
+        command=_command(study, job, options, folder),
         max_length=config.model.max_length,
         rounded=f" as the package `{packaged.module}` carries them, rounded to about four bits" if packaged else "",
         licence=f"The base is under `{packaged.licence}`" if packaged else "That of the base",
@@ -145,6 +161,26 @@ def _recipe(config: RunConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude_none=True)
     made = {part: {key: values[part][key] for key in keys if key in values[part]} for part, keys in _RECIPE.items()}
     return {"model": made["model"], "objectives": values["objectives"], "trainer": made["trainer"]}
+
+
+def _command(study: Study, job: Job, options: Options, folder: Path) -> str:
+    """The command that makes this very model, with the names of its folders alone."""
+    said = {
+        "model": study.model,
+        "budget": options.budget,
+        "name": study.results.name,
+        "data": options.data and options.data.name,
+        "labelled": ",".join(options.labelled),
+        "mteb-folder": options.mteb_folder and options.mteb_folder.name,
+        "tasks": ",".join(options.tasks),
+        "benchmark": options.benchmark,
+        "prompts": options.prompts,
+        "rows": job.row.name,
+        "seeds": str(job.seed),
+        "release": str(folder),
+    }
+    words = [word for name, value in said.items() if value for word in (f"--{name}", str(value))]
+    return shlex.join(["ullme", "reproduce", *words, *options.overrides])
 
 
 def _metadata(

@@ -18,7 +18,7 @@ _PANELS_ACROSS = 4
 #: What is drawn over training: file, axis, and which logged names belong to it.
 CURVES: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ("training", "loss", lambda name: name.endswith("_loss") and name not in ("train_loss", "eval_loss")),
-    ("rank_agreement", "Kendall's tau of s_rt and s_gen, held-out rows", lambda n: n == "eval_rank_agreement"),
+    ("rank_agreement", "Kendall's tau of s_rt and s_gen", lambda n: n == "eval_rank_agreement"),
 )
 
 

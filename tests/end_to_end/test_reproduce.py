@@ -200,7 +200,9 @@ def test_the_card_says_what_the_model_was_made_of(released):
         assert f"| {score['task']} | {score['task_type']} | {score['metric']} | {score['score']:.2f} |" in card
     assert "| second | 25 | 1 | " in card and "temperature: 0.05" in card and "Bag of words:" in card
     assert card.startswith("---\nbase_model: ") and "model-index:" in card
-    assert "--name whole --data pairs --mteb-folder mteb " in card and "steps=2 mntp_steps=1" in card
+    assert (
+        "--name whole \\\n    --data pairs \\\n    --mteb-folder mteb \\\n" in card and "steps=2 mntp_steps=1" in card
+    )
 
 
 def test_a_row_without_training_is_not_released(place, tmp_path, capsys):

@@ -24,8 +24,8 @@ _CARD = """---
 
 # {title}
 
-A LoRA adapter that turns `{base}` into a text embedder: the row {row} of a study by `ullme reproduce`. {average:.2f} on
-average over {count} tasks of MTEB; {others}.
+A LoRA adapter that turns `{base}` into a text embedder: the row {row} of a study by `ullme reproduce`.
+{average:.2f} on average over {count} tasks of MTEB; {others}.
 
 ## Use
 
@@ -112,7 +112,7 @@ def write_card(
         **study.budget.model_dump(include={"words", "steps", "negatives", "mined"}),
         metadata=OmegaConf.to_yaml(_metadata(study, folder, scores, packaged)),
         title=folder.name,
-        base=study.model,
+        base=_name(study.model),
         row=job.row.label,
         ullme=version("ullme"),
         average=fmean(s.score for s in scores),
@@ -133,6 +133,11 @@ def write_card(
         licence=f"The base is under `{packaged.licence}`" if packaged else "That of the base",
     )
     return written(folder / "README.md", text)
+
+
+def _name(model: str) -> str:
+    """A model's name; of a local folder its last part, since a card is read elsewhere."""
+    return Path(model).name if Path(model).exists() else model
 
 
 def _compared(results: Sequence[RowResult]) -> list[RowResult]:
@@ -158,7 +163,7 @@ def _data(sources: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _recipe(config: RunConfig) -> dict[str, Any]:
-    values = config.model_dump(mode="json", exclude_none=True)
+    values = config.model_dump(mode="json", exclude_unset=True)
     made = {part: {key: values[part][key] for key in keys if key in values[part]} for part, keys in _RECIPE.items()}
     return {"model": made["model"], "objectives": values["objectives"], "trainer": made["trainer"]}
 
@@ -166,7 +171,7 @@ def _recipe(config: RunConfig) -> dict[str, Any]:
 def _command(study: Study, job: Job, options: Options, folder: Path) -> str:
     """The command that makes this very model, with the names of its folders alone."""
     said = {
-        "model": study.model,
+        "model": _name(study.model),
         "budget": options.budget,
         "name": study.results.name,
         "data": options.data and options.data.name,
@@ -179,8 +184,8 @@ def _command(study: Study, job: Job, options: Options, folder: Path) -> str:
         "seeds": str(job.seed),
         "release": str(folder),
     }
-    words = [word for name, value in said.items() if value for word in (f"--{name}", str(value))]
-    return shlex.join(["ullme", "reproduce", *words, *options.overrides])
+    lines = [f"--{name} {shlex.quote(str(value))}" for name, value in said.items() if value]
+    return " \\\n    ".join(["ullme reproduce", *lines, shlex.join(options.overrides)]).rstrip(" \\\n")
 
 
 def _metadata(
@@ -195,10 +200,13 @@ def _metadata(
         }
         for s in scores
     ]
-    known = {"license": packaged.licence, "base_model": packaged.hub} if packaged else {"base_model": study.model}
+    known = (
+        {"license": packaged.licence, "base_model": packaged.hub} if packaged else {"base_model": _name(study.model)}
+    )
     tags = ["ullme", "peft", "lora", "sentence-similarity", "feature-extraction", "mteb"]
     return {
-        **known,
+        **licence,
+        "base_model": packaged.hub if packaged else _name(study.model),
         "library_name": "ullme",
         "pipeline_tag": "sentence-similarity",
         "tags": tags,

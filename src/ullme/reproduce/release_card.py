@@ -200,9 +200,7 @@ def _metadata(
         }
         for s in scores
     ]
-    known = (
-        {"license": packaged.licence, "base_model": packaged.hub} if packaged else {"base_model": _name(study.model)}
-    )
+    licence = {"license": packaged.licence} if packaged else {}
     tags = ["ullme", "peft", "lora", "sentence-similarity", "feature-extraction", "mteb"]
     return {
         **licence,

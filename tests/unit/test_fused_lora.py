@@ -1,4 +1,4 @@
-"""The fused LoRA layer: peft's numbers, in training only, and peft's own code wherever something unusual is asked."""
+"""The fused LoRA layer: peft's numbers, in training and packed calls, and peft's own code wherever else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from tests.tiny import tiny_ullme
-from ullme.models.fused_lora import FusedLoraLinear, fuse
+from ullme.models.fused_lora import FusedLoraLinear, _LoraLinear, fuse, packed_lora
 
 SCALE, RANK = 1.5, 3
 
@@ -91,6 +91,35 @@ def test_what_is_unusual_is_left_to_peft(case, monkeypatch):
         module.lora_B.default.weight.data = module.lora_B.default.weight.data.float()
     monkeypatch.setattr("ullme.models.fused_lora._LoraLinear.apply", None)
     assert module(inputs()).shape == (2, 7, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_packed_call_in_eval_mode_gives_pefts_values_without_dropout(dtype):
+    module = layer(dtype, lora_dropout=0.4).eval()
+    for weight in (module.lora_A.default.weight, module.lora_B.default.weight):
+        weight.data = weight.data.to(
+            torch.promote_types(dtype, torch.float32)
+        )  # as peft has it over a half-precision base
+    with packed_lora():
+        found = outcome(module, inputs(dtype), module)
+    right = outcome(module, inputs(dtype), module)
+    assert type(found[0].grad_fn).__name__ != type(right[0].grad_fn).__name__  # one was fused, the other not
+    assert [x.dtype for x in found] == [x.dtype for x in right]
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    assert all(
+        (a.double() - b.double()).norm() <= tolerance * b.double().norm() for a, b in zip(found, right, strict=True)
+    )
+
+
+def test_embedding_is_fused_and_generation_is_not(tiny_models, monkeypatch):
+    model = tiny_ullme(tiny_models, lora_name="one").eval()
+    calls = []
+    fused = _LoraLinear.apply
+    monkeypatch.setattr("ullme.models.fused_lora._LoraLinear.apply", lambda *a: calls.append(1) or fused(*a))
+    model.generate(**model.tokenizer("a text", return_tensors="pt"), max_new_tokens=2)
+    assert not calls
+    model.encode(["a text"])
+    assert calls
 
 
 def test_a_models_layers_are_fused_and_save_as_pefts(tiny_models, tmp_path):

@@ -1,4 +1,4 @@
-"""A LoRA layer in training as one step of autograd: its low-rank part is added inside the base layer's output.
+"""A LoRA layer as one step: its low-rank part is added inside the base layer's output. In training, and to embed.
 
 peft computes base and low-rank output apart, scales one and adds the two, each a tensor of its own, forward and
 backward. Here both are accumulated into one (benchmarks/LOG.md has what it saves). Shapes: ``X`` tokens, ``I`` inputs,
@@ -7,6 +7,9 @@ backward. Here both are accumulated into one (benchmarks/LOG.md has what it save
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,17 +20,33 @@ from torch.autograd.function import once_differentiable
 
 #: Types of a weight whose numbers are all here; a fake one stands for such a one (``ullme.apps.plan_model``).
 _WHOLE = (nn.Parameter, FakeTensor)
+_HALF = (torch.bfloat16, torch.float16)
+
+_packed: ContextVar[bool] = ContextVar("packed", default=False)
+
+
+@contextmanager
+def packed_lora() -> Iterator[None]:
+    """Inside, in this thread, texts are packed: they are embedded or scored, and nothing is generated."""
+    before = _packed.set(True)
+    try:
+        yield
+    finally:
+        _packed.reset(before)
 
 
 class FusedLoraLinear(LoraLinear):
-    """peft's LoRA layer over ``nn.Linear``; in training, where nothing unusual is asked of it, computed as one step.
+    """peft's LoRA layer over ``nn.Linear``, computed as one step in training and in packed calls.
 
-    In eval mode it is peft's own, so that generation equals plain Transformers with the adapter bit for bit.
+    Otherwise, and where something unusual is asked of it, it is peft's own, so that generation equals plain
+    Transformers with the adapter bit for bit. In half precision the step rounds the adapter as autocast does in
+    training; peft computes the low-rank part in float32 and rounds its output.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the scaled low-rank one, as peft's."""
-        adapter = None if args or kwargs or not self.training else self._only_adapter()
+        asked = (self.training or _packed.get()) and not args and not kwargs
+        adapter = self._only_adapter() if asked else None
         if adapter is None or not self._of_one_dtype(adapter, x):
             return super().forward(x, *args, **kwargs)
         dropout = self.lora_dropout[adapter]
@@ -38,7 +57,7 @@ class FusedLoraLinear(LoraLinear):
             self.lora_A[adapter].weight,
             self.lora_B[adapter].weight,
             self.scaling[adapter],
-            dropout.p if isinstance(dropout, nn.Dropout) else 0.0,
+            dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0,
         )
 
     def _only_adapter(self) -> str | None:
@@ -53,14 +72,15 @@ class FusedLoraLinear(LoraLinear):
         return active[0] if frozen and dropout and up.bias is None else None
 
     def _of_one_dtype(self, adapter: str, x: Tensor) -> bool:
-        """Whether all is computed in one dtype: autocast's, or the one that everything has."""
+        """Whether all is computed in one dtype: autocast's, or the one that everything has, in eval mode the base."""
         if torch.is_autocast_enabled(x.device.type):
             return True
-        return self.base_layer.weight.dtype == self.lora_A[adapter].weight.dtype == x.dtype
+        rounded = not self.training and x.dtype in _HALF
+        return self.base_layer.weight.dtype == x.dtype and (rounded or self.lora_A[adapter].weight.dtype == x.dtype)
 
 
 def fuse(module: nn.Module) -> None:
-    """Let a module be computed as one step in training, if it is peft's LoRA layer over a linear one."""
+    """Let a module be computed as one step, if it is peft's LoRA layer over a linear one."""
     if type(module) is LoraLinear and not module.fan_in_fan_out:
         module.__class__ = FusedLoraLinear  # the same state; peft, merging and saving see a LoraLinear
 

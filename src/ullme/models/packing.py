@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ullme.models.fused_lora import packed_lora
 from ullme.models.masks import Window
 from ullme.models.packed_attention import IMPLEMENTATIONS
 from ullme.models.packed_row import PackedRow
@@ -52,10 +53,11 @@ def packed_call(
         **notes,
     }
     if _packs_itself(decoder, window):
-        return decoder(**call, **({} if attention == "causal" else {"is_causal": False}))[0][0]
+        with packed_lora():
+            return decoder(**call, **({} if attention == "causal" else {"is_causal": False}))[0][0]
     call["attention_mask"] = torch.ones_like(call["input_ids"])  # some decoders warn without one
     call["text_groups"] = TextGroups(row.lengths, row.prefixes)
-    with packing_held(decoder, attention, window, turns):
+    with packing_held(decoder, attention, window, turns), packed_lora():
         return decoder(**call)[0][0]
 
 

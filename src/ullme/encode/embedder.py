@@ -6,15 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
-from ullme.batching import consecutive_chunks
 from ullme.encode.job import EncodeOptions
-from ullme.models.modes import eval_mode
+from ullme.models.encoding import TOKENS_PER_TEXT, embed
 from ullme.types import Texts
-
-#: ``batch_size`` counts texts of this many tokens, as in ``ULLME.encode``.
-_TOKENS_PER_TEXT = 128
 
 #: A model on a device; picklable where several processes load one each.
 Load = Callable[[str | None], Any]
@@ -33,7 +28,7 @@ class Embedder(Protocol):
 def embedder_of(model: Any, options: EncodeOptions, batch_size: int) -> Embedder:
     """The embedder of a ULLME, or of anything with ``encode`` (a ``SentenceTransformer``)."""
     if hasattr(model, "embed_texts") and hasattr(model, "text_tokenizer"):
-        return _Tokenized(model, options, batch_size * _TOKENS_PER_TEXT)
+        return _Tokenized(model, options, batch_size * TOKENS_PER_TEXT)
     return _Whole(model, options, batch_size)
 
 
@@ -46,16 +41,8 @@ class _Tokenized:
     def prepare(self, texts: Sequence[str]) -> Texts:
         return self._model.text_tokenizer.texts(texts, self._options.prompt or "")
 
-    @torch.no_grad()
     def embed(self, prepared: Texts) -> np.ndarray:
-        lengths = prepared.lengths_N.tolist()
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        rep_ND = np.empty((len(lengths), self._model.embedding_dimension), dtype=np.float32)
-        with eval_mode(self._model):
-            for chunk in consecutive_chunks([lengths[i] for i in order], self._max_tokens):
-                rows = [order[i] for i in chunk]
-                rep_ND[rows] = self._model.embed_texts(prepared.rows(rows)).float().cpu().numpy()
-        return _as_asked(rep_ND, self._options)
+        return _as_asked(embed(self._model, prepared, self._max_tokens).cpu().numpy(), self._options)
 
 
 class _Whole:

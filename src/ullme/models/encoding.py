@@ -104,7 +104,7 @@ def encode(
     tokenized = model.text_tokenizer.texts(texts, _prompt_text(model.prompts, prompt_name, prompt))
     if show_progress_bar is None:
         show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
-    rep_ND = _embed(model, tokenized, batch_size * TOKENS_PER_TEXT, show_progress_bar, attention)
+    rep_ND = embed(model, tokenized, batch_size * TOKENS_PER_TEXT, attention, show_progress_bar)
     rep_ND = rep_ND[:, :truncate_dim]
     if normalize_embeddings:
         rep_ND = torch.nn.functional.normalize(rep_ND, dim=-1)
@@ -133,7 +133,11 @@ def _prompt_text(prompts: Mapping[str, str], prompt_name: str | None, prompt: st
     return prompts[prompt_name]
 
 
-def _embed(model: ULLME, texts: Texts, max_tokens: int, progress: bool, attention: Attention | None) -> Tensor:
+@torch.no_grad()
+def embed(
+    model: ULLME, texts: Texts, max_tokens: int, attention: Attention | None = None, progress: bool = False
+) -> Tensor:
+    """Embeddings (N, D) of tokenised texts, float32, in their order, from batches of so many tokens at most."""
     device, packs, mode = model.device.type, model.switch.packs, attention or model.attention
     streams = streams_on(device) if packs else 1
     batches = forward_batches(texts, _batch_tokens(texts, max_tokens, device, streams), device, packs)

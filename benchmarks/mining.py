@@ -4,7 +4,8 @@
 
 Rows and the test task come from a file of pairs, of which some stretches are kept for the test, or from the
 documentation of the packages that are installed; no subpackage is on both sides.
-Of each seed a fresh adapter is first trained with random negatives. From there every arm trains it further for as many
+Of each seed a fresh adapter is first trained with random negatives, or ``--start`` gives a model that has been
+trained, all of whose rows ``--known`` keeps out of the test. From there every arm trains it further for as many
 steps, on the same new rows in the same order: with negatives drawn at random from all training passages, and with
 negatives that the first model mined from them, the nearest ones or ones drawn from a range of ranks (``MINED``). What
 is done is kept in ``mining.json`` and not run again.
@@ -53,7 +54,8 @@ def pairs_of_file(options: argparse.Namespace) -> DocPairs:
     stretches = [rows[at : at + STRETCH] for at in range(0, len(rows), STRETCH)]
     random.Random(0).shuffle(stretches)
     train = list(chain(*stretches[: options.passages // STRETCH]))
-    known = {text for row in train for text in (row.query, *row.positives)}
+    seen = load_pairs(options.known) if options.known else []
+    known = {text for rows in (train, seen) for row in rows for text in (row.query, *row.positives)}
     held_out = list(chain(*stretches[-(options.corpus // STRETCH) :]))
     test = [row for row in held_out if known.isdisjoint((row.query, *row.positives))]
     answers: dict[str, dict[str, int]] = {}
@@ -131,7 +133,10 @@ def compare(options: argparse.Namespace, pairs: DocPairs, result: dict[str, Any]
     warm, rows = [random.Random(s).sample(pairs.train, rows_of_a_run) for s in (seed, 1000 + seed)]
     task = RetrievalTask(pairs.corpus, pairs.queries, pairs.qrels)
     folder = options.output / f"seed-{seed}"
-    miner = trained(with_random(warm, passages, count, seed), options, folder / "first", seed)
+    start = options.start or folder / "first" / "run" / "model"
+    if options.start is None:
+        trained(with_random(warm, passages, count, seed), options, folder / "first", seed)
+    miner = ULLME.from_pretrained(start)
     if "first" not in result:
         result["first"] = task(encoder(miner))["ndcg@10"]
         yield
@@ -142,7 +147,7 @@ def compare(options: argparse.Namespace, pairs: DocPairs, result: dict[str, Any]
             mined = mine_negatives(rows, encoder(miner), corpus=passages, count=count, seed=seed, **MINED[arm])
             negatives = [filled(row, more, count) for row, more in zip(mined, drawn, strict=True)]
             result[f"{arm}_per_row"] = statistics.mean(len(row.negatives) for row in mined)
-        model = trained(negatives, options, folder / arm, seed, folder / "first" / "run" / "model")
+        model = trained(negatives, options, folder / arm, seed, start)
         result[arm] = task(encoder(model))["ndcg@10"]
         yield
 
@@ -157,6 +162,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/mining"))
     parser.add_argument("--pairs", help="JSONL or Parquet of queries and positives, like beside like")
+    parser.add_argument("--start", type=Path, help="a trained model, in place of a first training")
+    parser.add_argument("--known", help="the rows of these pairs that it was trained on")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=tuple(MINED), default=list(MINED))

@@ -97,6 +97,11 @@ def _scored_model(study: Study, job: Job, folder: Path | None) -> Any:
         settings = dict(job.row.untrained or {})
         length = study.budget.max_length * (2 if settings.get("echo") else 1)
         model = ULLME(study.model, max_length=length, dtype=study.dtype, **settings)
+    return placed(model)
+
+
+def placed(model: ULLME) -> ULLME:
+    """A model in eval mode, on the GPU where there is one."""
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -14,7 +14,7 @@ from ullme.apps.run_folder import MODEL_FOLDER
 from ullme.eval import evaluate
 from ullme.models import ULLME
 from ullme.models.lora import ADAPTER_CONFIG
-from ullme.reproduce.jobs import finished, task_scores
+from ullme.reproduce.jobs import finished, placed, task_scores
 from ullme.reproduce.options import Options
 from ullme.reproduce.release_card import write_card
 from ullme.reproduce.results import RowResult, written
@@ -55,7 +55,7 @@ def release(
     console.print(f"Releasing {job.name} as {folder}, scored from there in float32.", markup=False)
     write_adapter(ULLME.from_pretrained(trained), folder)
     scored = evaluate(
-        ULLME.from_pretrained(folder, dtype="float32"),
+        placed(ULLME.from_pretrained(folder, dtype="float32")),
         study.tasks,
         languages=LANGUAGES,
         prompts=study.prompts,
@@ -89,14 +89,10 @@ def write_adapter(model: ULLME, folder: Path) -> None:
     """
     if model.peft_model is None:
         raise ValueError("release: the run trained all weights, and only an adapter is small enough; give model.lora")
-    for parameter in adapter_weights(model):
-        parameter.data = parameter.data.to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
     model.save_pretrained(folder)
     place = folder / ADAPTER_CONFIG
     config = json.loads(place.read_text()) | {"base_model_name_or_path": model.settings.model_name_or_path}
     place.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def adapter_weights(model: ULLME) -> list[torch.nn.Parameter]:
-    """The parameters of LoRA."""
-    return [parameter for name, parameter in model.named_parameters() if "lora_" in name]

@@ -38,7 +38,6 @@ from ullme.types import PairExample
 #: How each arm's negatives are mined, beside the default margin.
 MINED: dict[str, dict[str, Any]] = {"sampled": {"range_min": 10, "range_max": 100, "sampled": True}, "nearest": {}}
 
-
 #: Rows of a file of pairs that stay together, as neighbours are often about one thing.
 STRETCH = 40
 

@@ -96,10 +96,9 @@ def test_what_is_unusual_is_left_to_peft(case, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_packed_call_in_eval_mode_gives_pefts_values_without_dropout(dtype):
     module = layer(dtype, lora_dropout=0.4).eval()
+    adapter_dtype = torch.promote_types(dtype, torch.float32)  # as peft has it over a half-precision base
     for weight in (module.lora_A.default.weight, module.lora_B.default.weight):
-        weight.data = weight.data.to(
-            torch.promote_types(dtype, torch.float32)
-        )  # as peft has it over a half-precision base
+        weight.data = weight.data.to(adapter_dtype)
     with packed_lora():
         found = outcome(module, inputs(dtype), module)
     right = outcome(module, inputs(dtype), module)

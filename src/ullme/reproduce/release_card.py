@@ -68,13 +68,13 @@ Made again, from folders with the data and the tasks:
 ## Limits
 
 - Trained on texts of {words} words at most; reads {max_length} tokens of a text, unless `max_length` is raised.
-  Longer texts, and languages that the tasks do not have, were not tried.
+  Texts of more tokens, and languages that the tasks do not have, were not tried.
 - {steps} steps are few: it is the best row of a comparison of methods, not of a search for the best embedder.
 - It fits the weights of `{base}`{rounded}, and is refused on others.
 
 ## Licence
 
-{licence}. The data sets have licences of their own, of which some allow research only: look at them before another use.
+{licence}. The data sets have licences of their own: look at them before another use.
 """
 
 #: What the hub calls a type of task.

@@ -1,9 +1,10 @@
 """Do mined hard negatives raise nDCG@10 of a fixed short training run over random ones? A real LLM, no GPU.
 
-    python benchmarks/mining.py --output runs/mining [--pairs FILE] [--seeds 0 1 2]
+    python benchmarks/mining.py --output runs/mining [--pairs FILE [FILE ...]] [--seeds 0 1 2]
 
-Rows and the test task come from a file of pairs, of which some stretches are kept for the test, or from the
-documentation of the packages that are installed; no subpackage is on both sides.
+Rows and test tasks come from files of pairs, of which some stretches are kept for a test of their own, or from the
+documentation of the packages that are installed; no subpackage is on both sides. Batches, and the passages that
+negatives are taken from, are of all files; the score is the mean of the files'.
 Of each seed a fresh adapter is first trained with random negatives, or ``--start`` gives a model that has been
 trained, all of whose rows ``--known`` keeps out of the test. From there every arm trains it further for as many
 steps, on the same new rows in the same order: with negatives drawn at random from all training passages, and with
@@ -42,19 +43,24 @@ MINED: dict[str, dict[str, Any]] = {"sampled": {"range_min": 10, "range_max": 10
 STRETCH = 40
 
 
-def pairs_of_file(options: argparse.Namespace) -> DocPairs:
+def rows_of(path: str) -> list[PairExample]:
+    """All rows of a file of pairs."""
+    pairs = load_pairs(path)
+    return [pairs[at] for at in range(len(pairs))]
+
+
+def pairs_of_file(path: str, options: argparse.Namespace) -> DocPairs:
     """Training rows and a retrieval task of a file of pairs: stretches of rows, drawn for one side or the other.
 
     A test row whose query or passage is also a training row's is left out; a text that answers several queries is one
     passage of the corpus.
     """
-    pairs = load_pairs(options.pairs)
-    rows = [replace(pairs[at], negatives=()) for at in range(len(pairs))]
+    rows = [replace(row, negatives=()) for row in rows_of(path)]
     stretches = [rows[at : at + STRETCH] for at in range(0, len(rows), STRETCH)]
     random.Random(0).shuffle(stretches)
     train = list(chain(*stretches[: options.passages // STRETCH]))
-    seen = load_pairs(options.known) if options.known else []
-    known = {text for rows in (train, seen) for row in rows for text in (row.query, *row.positives)}
+    seen = chain(train, *(rows_of(known) for known in options.known))
+    known = {text for row in seen for text in (row.query, *row.positives)}
     held_out = list(chain(*stretches[-(options.corpus // STRETCH) :]))
     test = [row for row in held_out if known.isdisjoint((row.query, *row.positives))]
     answers: dict[str, dict[str, int]] = {}
@@ -124,20 +130,26 @@ def trained(
     return train(run_config(options, folder, seed, start)).model
 
 
-def compare(options: argparse.Namespace, pairs: DocPairs, result: dict[str, Any]) -> Iterator[None]:
+def ndcg(model: ULLME, sources: Sequence[DocPairs]) -> float:
+    """nDCG@10 in 0..1, the mean over the sources' tasks."""
+    tasks = [RetrievalTask(source.corpus, source.queries, source.qrels) for source in sources]
+    return statistics.mean(task(encoder(model))["ndcg@10"] for task in tasks)
+
+
+def compare(options: argparse.Namespace, sources: Sequence[DocPairs], result: dict[str, Any]) -> Iterator[None]:
     """Add what the first model and each arm score with one seed to its result; yields after each."""
     seed, count = result["seed"], options.negatives
-    passages = [row.positives[0] for row in pairs.train]
+    pairs = list(chain(*(source.train for source in sources)))
+    passages = [row.positives[0] for row in pairs]
     rows_of_a_run = options.steps * options.batch_size
-    warm, rows = [random.Random(s).sample(pairs.train, rows_of_a_run) for s in (seed, 1000 + seed)]
-    task = RetrievalTask(pairs.corpus, pairs.queries, pairs.qrels)
+    warm, rows = [random.Random(s).sample(pairs, rows_of_a_run) for s in (seed, 1000 + seed)]
     folder = options.output / f"seed-{seed}"
     start = options.start or folder / "first" / "run" / "model"
     if options.start is None:
         trained(with_random(warm, passages, count, seed), options, folder / "first", seed)
     miner = ULLME.from_pretrained(start)
     if "first" not in result:
-        result["first"] = task(encoder(miner))["ndcg@10"]
+        result["first"] = ndcg(miner, sources)
         yield
     drawn = with_random(rows, passages, count, seed)
     for arm in [arm for arm in ("random", *options.arms) if arm not in result]:
@@ -147,7 +159,7 @@ def compare(options: argparse.Namespace, pairs: DocPairs, result: dict[str, Any]
             negatives = [filled(row, more, count) for row, more in zip(mined, drawn, strict=True)]
             result[f"{arm}_per_row"] = statistics.mean(len(row.negatives) for row in mined)
         model = trained(negatives, options, folder / arm, seed, start)
-        result[arm] = task(encoder(model))["ndcg@10"]
+        result[arm] = ndcg(model, sources)
         yield
 
 
@@ -160,31 +172,35 @@ def main() -> None:
     """Compare the arms for every seed that is not done, then print all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/mining"))
-    parser.add_argument("--pairs", help="JSONL or Parquet of queries and positives, like beside like")
+    parser.add_argument("--pairs", nargs="+", help="JSONL or Parquet of queries and positives, like beside like")
     parser.add_argument("--start", type=Path, help="a trained model, in place of a first training")
-    parser.add_argument("--known", help="the rows of these pairs that it was trained on")
+    parser.add_argument("--known", nargs="+", default=[], help="the rows of these pairs that it was trained on")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=tuple(MINED), default=list(MINED))
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--negatives", type=int, default=3)
-    parser.add_argument("--passages", type=int, default=1000, help="training passages to draw and mine from")
-    parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--corpus", type=int, default=600, help="test passages")
+    parser.add_argument("--passages", type=int, default=1000, help="training passages of a file to draw and mine from")
+    parser.add_argument("--queries", type=int, default=200, help="test queries of a file")
+    parser.add_argument("--corpus", type=int, default=600, help="test passages of a file")
     parser.add_argument(
         "--packages", nargs="+", default=None, help="such as stdlib; default all that the quickstart uses"
     )
     options = parser.parse_args()
     sizes = {"max_train": options.passages, "max_queries": options.queries, "max_corpus": options.corpus}
-    pairs = pairs_of_file(options) if options.pairs else doc_pairs(options.packages or PACKAGES, **sizes)
+    sources = (
+        [pairs_of_file(path, options) for path in options.pairs]
+        if options.pairs
+        else [doc_pairs(options.packages or PACKAGES, **sizes)]
+    )
     options.output.mkdir(parents=True, exist_ok=True)
     kept = options.output / "mining.json"
     done = json.loads(kept.read_text()) if kept.is_file() else []
     for seed in options.seeds:
         result = next((entry for entry in done if entry["seed"] == seed), {"seed": seed})
         done += [] if result in done else [result]
-        for _ in compare(options, pairs, result):
+        for _ in compare(options, sources, result):
             kept.write_text(json.dumps(done, indent=2) + "\n")
             print(json.dumps(result), flush=True)
     for arm in options.arms:

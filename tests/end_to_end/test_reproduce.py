@@ -165,7 +165,9 @@ def test_a_killed_run_goes_on_with_the_row_it_was_in(place, monkeypatch):
     trained = weights.read_bytes()
     assert main(command) == 0
     assert len(calls) == 3 and weights.read_bytes() == trained
-    assert (results / "rows" / "bi_cl-seed1.json").is_file()
+    row = json.loads((results / "rows" / "bi_cl-seed1.json").read_text())
+    took = json.loads((weights.parents[1] / "calls.json").read_text())["calls"]
+    assert len(took) == 2 and row["seconds"]["training"] == pytest.approx(sum(call["seconds"] for call in took))
 
 
 @pytest.fixture(scope="module")

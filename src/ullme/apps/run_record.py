@@ -19,6 +19,7 @@ from ullme.data import PairDataset, PairStream
 from ullme.trainer.resume import unfinished
 
 RECORD_FILE = "calls.json"
+SECONDS = ("seconds", "processor_seconds")
 
 
 @contextmanager
@@ -27,22 +28,30 @@ def recorded(
 ) -> Iterator[None]:
     """Write down in ``calls.json`` what is trained on and where, and at the end how many seconds it took.
 
-    A run that was interrupted has an entry for each call; one that was killed has no seconds. The first process writes.
+    These are seconds on the clock, and those of the process on all its processors. A run that was interrupted has an
+    entry for each call; one that was killed has no seconds. The first process writes.
     """
     if distributed.rank() != 0:
         yield
         return
     place = config.trainer.output_dir / RECORD_FILE
-    call: dict[str, Any] = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": None}
+    call: dict[str, Any] = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    call |= dict.fromkeys(SECONDS)
     call |= {"device": _named(device), "processes": distributed.world_size()}
     call |= {"commit": commit(), "versions": versions(), "hardware": hardware()}
     rows = {"train": row_counts(dataset), "held_out": row_counts(held_out)}
     content = {"rows": rows, "calls": [*_calls(place), call]}
     _write(place, content)
-    start = time.monotonic()
+    start = _now()
     yield
-    call["seconds"] = round(time.monotonic() - start, 1)
+    call |= {name: round(now - then, 1) for name, now, then in zip(SECONDS, _now(), start, strict=True)}
     _write(place, content)
+
+
+def seconds_taken(folder: Path) -> dict[str, float]:
+    """What all calls of the run in a folder took together, by the names of ``SECONDS``; without killed ones."""
+    calls = _calls(folder / RECORD_FILE)
+    return {name: round(sum(call.get(name) or 0.0 for call in calls), 1) for name in SECONDS}
 
 
 def row_counts(dataset: PairDataset | PairStream | None) -> dict[str, int] | None:
@@ -50,6 +59,10 @@ def row_counts(dataset: PairDataset | PairStream | None) -> dict[str, int] | Non
     if not isinstance(dataset, PairDataset):
         return None
     return {name: len(rows) for name, rows in zip(dataset.sources, dataset.source_rows(), strict=True)}
+
+
+def _now() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
 
 
 def _named(device: torch.device) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ullme.apps.environment import commit, hardware, versions
+from ullme.apps.run_record import SECONDS, seconds_taken
 from ullme.apps.train import train
 from ullme.eval import EvaluationResults, evaluate
 from ullme.models import ULLME
@@ -43,9 +44,8 @@ def run(study: Study, job: Job) -> RowResult:
     Raises:
         ValueError: what training or evaluation says.
     """
-    start = _now()
     folder, history = _trained(study, job)
-    trained = _now()
+    start = _now()
     model = _scored_model(study, job, folder)
     scored = evaluate(
         model,
@@ -64,7 +64,7 @@ def run(study: Study, job: Job) -> RowResult:
         scores=task_scores(scored),
         model=f"{scored.model}@{scored.revision}",
         history=history,
-        seconds=_between("training", start, trained) | _between("evaluation", trained, _now()),
+        seconds=_training_seconds(study, job) | _evaluation_seconds(start),
         ran_on={**commit(), "versions": versions(), "hardware": hardware()},
     )
     result.save(study.results)
@@ -106,9 +106,18 @@ def placed(model: ULLME) -> ULLME:
 
 
 def _now() -> tuple[float, float]:
+    """The clock, and the time of this process on all processors, which tells the cost where others work."""
     return time.monotonic(), time.process_time()
 
 
-def _between(what: str, start: tuple[float, float], end: tuple[float, float]) -> dict[str, float]:
-    """Seconds on the clock, and those of this process on all processors: where others work, these tell the cost."""
-    return {what: round(end[0] - start[0], 1), f"{what}, processor": round(end[1] - start[1], 1)}
+def _training_seconds(study: Study, job: Job) -> dict[str, float]:
+    """Of all stages, and of all calls that a stage was interrupted into."""
+    stages = [seconds_taken(config.trainer.output_dir) for config in stage_configs(study, job)]
+    clock, processor = (round(sum(stage[name] for stage in stages), 1) for name in SECONDS)
+    return {"training": clock, "training, processor": processor}
+
+
+def _evaluation_seconds(start: tuple[float, float]) -> dict[str, float]:
+    """Of the call that finished."""
+    clock, processor = (round(now - then, 1) for now, then in zip(_now(), start, strict=True))
+    return {"evaluation": clock, "evaluation, processor": processor}

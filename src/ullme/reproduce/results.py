@@ -36,7 +36,7 @@ class RowResult:
         scores: one entry per task.
         model: name and revision under which mteb's results are kept.
         history: what training logged, of the last stage.
-        seconds: time of training and of evaluation, in the call that finished.
+        seconds: time of training, in all its calls, and of evaluation, in the call that finished.
         ran_on: commit, versions and machine of that call.
     """
 

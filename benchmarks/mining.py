@@ -24,8 +24,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ullme.apps.doc_pairs import DocPairs, doc_pairs, write_jsonl
 from ullme.apps.doc_sources import PACKAGES
 from ullme.apps.quickstart import cpu_multiplies_bfloat16
@@ -38,6 +36,8 @@ from ullme.types import PairExample
 
 #: How each arm's negatives are mined, beside the default margin.
 MINED: dict[str, dict[str, Any]] = {"sampled": {"range_min": 10, "range_max": 100, "sampled": True}, "nearest": {}}
+
+MAX_LENGTH = 64
 
 #: Rows of a file of pairs that stay together, as neighbours are often about one thing.
 STRETCH = 40
@@ -89,7 +89,7 @@ def run_config(options: argparse.Namespace, folder: Path, seed: int, start: Path
         {
             "model": {
                 "name_or_path": options.model,
-                "max_length": 64,
+                "max_length": MAX_LENGTH,
                 **(adapter if start is None else {"adapter_path": str(start)}),
             },
             "data": {"train": [{"path": str(folder / "train.jsonl")}], "negatives_per_query": options.negatives},
@@ -109,31 +109,28 @@ def run_config(options: argparse.Namespace, folder: Path, seed: int, start: Path
     )
 
 
-def encoder(model: ULLME) -> Any:
-    """Texts to embeddings under bidirectional attention."""
-
-    def encode(texts: list[str]) -> Any:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_multiplies_bfloat16()):
-            return model.encode(list(texts), attention="bidirectional")
-
-    return encode
+def encoder(folder: Path) -> Any:
+    """Texts to embeddings under bidirectional attention, by the model in a folder."""
+    dtype = "bfloat16" if cpu_multiplies_bfloat16() else "float32"
+    model = ULLME.from_pretrained(folder, dtype=dtype, max_length=MAX_LENGTH)
+    return lambda texts: model.encode(list(texts), attention="bidirectional")
 
 
 def trained(
     rows: Sequence[PairExample], options: argparse.Namespace, folder: Path, seed: int, start: Path | None = None
-) -> ULLME:
-    """The model after the fixed run on these rows; a model that is there already is loaded."""
-    if (folder / "run" / "model").is_dir():
-        return ULLME.from_pretrained(folder / "run" / "model")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_jsonl(rows, folder / "train.jsonl")
-    return train(run_config(options, folder, seed, start)).model
+) -> Path:
+    """The folder of the model after the fixed run on these rows, which may be there already."""
+    if not (folder / "run" / "model").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_jsonl(rows, folder / "train.jsonl")
+        train(run_config(options, folder, seed, start))
+    return folder / "run" / "model"
 
 
-def ndcg(model: ULLME, sources: Sequence[DocPairs]) -> float:
+def ndcg(encode: Any, sources: Sequence[DocPairs]) -> float:
     """nDCG@10 in 0..1, the mean over the sources' tasks."""
     tasks = [RetrievalTask(source.corpus, source.queries, source.qrels) for source in sources]
-    return statistics.mean(task(encoder(model))["ndcg@10"] for task in tasks)
+    return statistics.mean(task(encode)["ndcg@10"] for task in tasks)
 
 
 def compare(options: argparse.Namespace, sources: Sequence[DocPairs], result: dict[str, Any]) -> Iterator[None]:
@@ -144,10 +141,8 @@ def compare(options: argparse.Namespace, sources: Sequence[DocPairs], result: di
     rows_of_a_run = options.steps * options.batch_size
     warm, rows = [random.Random(s).sample(pairs, rows_of_a_run) for s in (seed, 1000 + seed)]
     folder = options.output / f"seed-{seed}"
-    start = options.start or folder / "first" / "run" / "model"
-    if options.start is None:
-        trained(with_random(warm, passages, count, seed), options, folder / "first", seed)
-    miner = ULLME.from_pretrained(start)
+    start = options.start or trained(with_random(warm, passages, count, seed), options, folder / "first", seed)
+    miner = encoder(start)
     if "first" not in result:
         result["first"] = ndcg(miner, sources)
         yield
@@ -155,11 +150,10 @@ def compare(options: argparse.Namespace, sources: Sequence[DocPairs], result: di
     for arm in [arm for arm in ("random", *options.arms) if arm not in result]:
         negatives = drawn
         if arm in MINED:
-            mined = mine_negatives(rows, encoder(miner), corpus=passages, count=count, seed=seed, **MINED[arm])
+            mined = mine_negatives(rows, miner, corpus=passages, count=count, seed=seed, **MINED[arm])
             negatives = [filled(row, more, count) for row, more in zip(mined, drawn, strict=True)]
             result[f"{arm}_per_row"] = statistics.mean(len(row.negatives) for row in mined)
-        model = trained(negatives, options, folder / arm, seed, start)
-        result[arm] = ndcg(model, sources)
+        result[arm] = ndcg(encoder(trained(negatives, options, folder / arm, seed, start)), sources)
         yield
 
 

@@ -131,7 +131,10 @@ def test_checkpoint_of_another_base_is_an_error(checkpoint, tmp_path):
 
 
 def test_the_same_base_in_bfloat16_is_accepted(checkpoint):
-    assert ULLME.from_pretrained(checkpoint, dtype="bfloat16").dtype == torch.bfloat16
+    half = ULLME.from_pretrained(checkpoint, dtype="bfloat16")
+    assert half.dtype == torch.bfloat16
+    same = ULLME.from_pretrained(checkpoint, dtype=half.dtype)  # torch's own name will do
+    assert same.dtype == torch.bfloat16 and same.settings == half.settings
 
 
 def test_folder_that_is_no_checkpoint_is_an_error(tmp_path):

@@ -41,7 +41,7 @@ class ModelSettings:
         attention: attention of embeddings, ``bidirectional`` or ``causal``; generation is always causal.
         window: sliding-window and chunked layers under bidirectional attention keep their ``window``, to both sides, or
             see the ``full`` text.
-        dtype: dtype of the backbone; adapters, pooling and embeddings are float32 at least.
+        dtype: dtype of the backbone, by name or as torch's; adapters, pooling and embeddings are float32 at least.
         device_map: passed to Transformers; None loads on the CPU.
         attn_implementation: passed to Transformers.
         packing: compute texts end to end, without padding, where the probe finds that it changes nothing.
@@ -98,6 +98,7 @@ class ModelSettings:
             require_choice("pooling", self.pooling, POOLINGS)
         require_choice("attention", self.attention, ATTENTIONS)
         require_choice("window", self.window, WINDOWS)
+        object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("quantization", self.quantization, QUANTIZATIONS)
         for name in ("lora_r", "lora_alpha", "max_length"):

@@ -69,7 +69,8 @@ Made again, from folders with the data and the tasks:
 
 - Trained on texts of {words} words at most; reads {max_length} tokens of a text, unless `max_length` is raised.
   Texts of more tokens, and languages that the tasks do not have, were not tried.
-- {steps} steps are few: it is the best row of a comparison of methods, not of a search for the best embedder.
+- {steps} steps are few: it is the best row of a comparison of methods, not of a search for the best embedder. It was
+  chosen by its scores on these tasks, which flatters them a little.
 - It fits the weights of `{base}`{rounded}, and is refused on others.
 
 ## Licence

@@ -11,7 +11,8 @@ import torch
 from tests.evaluation import Recorder, scored_folder
 from tests.mteb_folders import WORDS, write_jsonl, write_msmarco, write_retrieval
 from tests.tiny import tiny_ullme
-from ullme.eval import eval_mteb_dataset, evaluate, select_tasks
+from ullme.eval import EvaluationResults, eval_mteb_dataset, evaluate, select_tasks
+from ullme.eval.results import Score
 from ullme.models import ULLME
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -129,6 +130,16 @@ def test_table_has_datasets_type_averages_and_the_average(options):
     assert "| MSMARCO | Retrieval | 100.00 |" in lines
     assert lines[-1] == f"| **Average** | 3 datasets | {result.average('eng'):.2f} |"
     assert result.average("eng") == pytest.approx(np.mean([s.score for s in result.scores]))
+
+
+def test_an_average_over_fewer_datasets_than_its_row_counts_says_so():
+    scores = [("A", "eng", 60.0), ("A", "deu", 50.0), ("B", "eng", 80.0)]
+    table = EvaluationResults("m", "r", tuple(Score(t, "STS", code, s, "", "") for t, code, s in scores), ())
+    rows = table.to_markdown().splitlines()
+    assert rows[3] == "| B | STS | 80.00 | - |"
+    assert rows[4:] == ["| **STS** | 2 datasets | 70.00 | 50.00 (of 1) |"] + [
+        "| **Average** | 2 datasets | 70.00 | 50.00 (of 1) |"
+    ]
 
 
 def test_task_that_joins_others_is_scored_as_their_mean(tmp_path):

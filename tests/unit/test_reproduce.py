@@ -6,6 +6,7 @@ import pytest
 from ullme.config import read_run_file
 from ullme.reproduce.budgets import BUDGETS, budget_of
 from ullme.reproduce.floor import BagOfWords
+from ullme.reproduce.release_card import compared_rows
 from ullme.reproduce.results import RowResult, TaskScore, file_of, load_result, load_results
 from ullme.reproduce.rows import ABLATIONS, ROWS, chosen_rows, shipped_configs
 from ullme.types import PairExample
@@ -85,6 +86,13 @@ def test_the_floor_sees_words_and_neither_their_order_nor_their_case():
 def result(row="grl", seed=0, made_of="x", **scores):
     listed = tuple(TaskScore(task, "STS", score, "cosine_spearman", "r") for task, score in scores.items())
     return RowResult(row, ROWS[row].label if row in ROWS else row, seed, made_of, listed)
+
+
+def test_a_release_is_compared_with_rows_that_have_all_its_tasks():
+    scores = result(A=1.0, B=2.0).scores
+    causal, both = result("base_causal", None, A=9.0), result("base_bidirectional", None, A=3.0, B=4.0)
+    floor = result("floor", None, A=5.0, B=6.0, C=7.0)
+    assert compared_rows([causal, both, floor], scores) == [both, floor]
 
 
 def test_results_are_read_as_they_were_kept_in_the_order_of_the_tables(tmp_path):

@@ -49,6 +49,13 @@ def test_wrong_sources_are_refused(tmp_path):
         sources_of(tmp_path / "list.yaml")
 
 
+@pytest.mark.parametrize("lost", ["in_batch_negatives: false", "weight: 3"])
+def test_what_a_study_would_lose_of_a_source_is_refused(tmp_path, lost):
+    (tmp_path / "list.yaml").write_text(f"- {{path: a.jsonl}}\n- {{path: b.jsonl, {lost}}}\n")
+    with pytest.raises(ValueError, match=rf"data: .*list.yaml: 1.{lost.split(':')[0]}: "):
+        sources_of(tmp_path / "list.yaml")
+
+
 def prepared(folder, rows, overlap=None, **changes):
     budget = budget_of("smoke").model_copy(update={"held_out": 6, "rows_per_source": 20, **changes})
     return prepare(rows, overlap or Overlap(), budget, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -77,16 +77,18 @@ class EvaluationResults:
         return fmean(s.score for s in self.scores if s.language == language)
 
     def to_markdown(self) -> str:
-        """A Markdown table: a row per dataset, then the average of each task type and of all; a column per language."""
+        """A Markdown table: a row per dataset, then the average of each task type and of all; a column per language.
+
+        An average over fewer datasets than its row counts, since not all have that language, says over how many.
+        """
         languages = self.languages
         tasks = dict(sorted({s.task: s.task_type for s in self.scores}.items(), key=lambda item: (item[1], item[0])))
         cells = {(s.task, s.language): s.score for s in self.scores}
-        rows = [[task, kind, *_numbers(cells.get((task, code)) for code in languages)] for task, kind in tasks.items()]
-        by_type = {code: self.by_type(code) for code in languages}
-        for kind in dict.fromkeys(tasks.values()):
-            number = f"{sum(k == kind for k in tasks.values())} datasets"
-            rows.append([f"**{kind}**", number, *_numbers(by_type[code].get(kind) for code in languages)])
-        rows.append(["**Average**", f"{len(tasks)} datasets", *_numbers(self.average(code) for code in languages)])
+        rows = [[task, kind, *(_mean([cells.get((task, code))]) for code in languages)] for task, kind in tasks.items()]
+        groups = {kind: [task for task in tasks if tasks[task] == kind] for kind in tasks.values()}
+        for name, group in {**groups, "Average": list(tasks)}.items():
+            means = [_mean([cells.get((task, code)) for task in group]) for code in languages]
+            rows.append([f"**{name}**", f"{len(group)} datasets", *means])
         head = [["Dataset", "Type", *languages], ["---", "---", *("---:" for _ in languages)]]
         return "\n".join("| " + " | ".join(row) + " |" for row in head + rows) + "\n"
 
@@ -116,5 +118,9 @@ def _counts(subset: str, kept: dict[str, list[str]]) -> bool:
     return subset in kept or (subset == "default" and "default" not in kept)
 
 
-def _numbers(values: Iterable[float | None]) -> list[str]:
-    return ["-" if value is None else f"{value:.2f}" for value in values]
+def _mean(scores: Sequence[float | None]) -> str:
+    """The mean of the scores that there are, and of how many if some are missing."""
+    known = [score for score in scores if score is not None]
+    if not known:
+        return "-"
+    return f"{fmean(known):.2f}" + (f" (of {len(known)})" if len(known) < len(scores) else "")

@@ -47,7 +47,7 @@ def sources_of(data: Path) -> list[DataSource]:
     """The sources of a folder (each file of pairs in it), of one file, or of a YAML list as in ``data.train``.
 
     Raises:
-        ValueError: nothing of the kind is there.
+        ValueError: nothing of the kind is there, or a listed source has a weight or opts out of in-batch negatives.
     """
     if data.suffix in (".yaml", ".yml") and data.is_file():
         return _listed_sources(data)
@@ -60,12 +60,28 @@ def sources_of(data: Path) -> list[DataSource]:
 def _listed_sources(path: Path) -> list[DataSource]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
-        return TypeAdapter(list[DataSource]).validate_python(content)
+        sources = TypeAdapter(list[DataSource]).validate_python(content)
     except YAMLError as error:
         raise ValueError(f"data: {path}: is no YAML; write a list of sources, as data.train of a run file") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"data: {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; correct it") from None
+    for at, source in enumerate(sources):
+        _require_usable(source, f"data: {path}: {at}")
+    return sources
+
+
+def _require_usable(source: DataSource, where: str) -> None:
+    """Refuse what a study's own files of rows would lose."""
+    if not source.in_batch_negatives:
+        raise ValueError(
+            f"{where}.in_batch_negatives: is false, but a study takes a row's negatives from others of its source; "
+            "leave the source out, or train on it with ullme train"
+        )
+    if source.weight is not None:
+        raise ValueError(
+            f"{where}.weight: a study takes as many rows of each source, rows_per_source=N at most; remove weight"
+        )
 
 
 def read_rows(data: Path | None, documentation: Callable[[], DocPairs]) -> Rows:

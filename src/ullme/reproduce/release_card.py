@@ -45,7 +45,7 @@ embeddings = model.encode(["How do I open a file?", "Pass its path to open()."])
 
 {scores}
 Of this folder in float32, with ullme {ullme}; `scores.json` has the revision of each data set.
-`ullme eval {folder} --task {task} --prompts {prompts}` gives one of them.
+{one_score}
 
 ## Data
 
@@ -108,7 +108,7 @@ def write_card(
         folder: the model.
     """
     packaged = PACKAGED_MODELS.get(study.model.lower())
-    compared = _compared(results)
+    compared = compared_rows(results, scores)
     text = _CARD.format(
         **study.budget.model_dump(include={"words", "steps", "negatives", "mined"}),
         metadata=OmegaConf.to_yaml(_metadata(study, folder, scores, packaged)),
@@ -118,12 +118,12 @@ def write_card(
         ullme=version("ullme"),
         average=fmean(s.score for s in scores),
         count=len(scores),
-        others="; ".join(f"{r.label}: {r.average:.2f}" for r in compared) or "nothing else was scored beside it",
+        others="; ".join(f"{r.label}: {_average(r, scores):.2f}" for r in compared)
+        or "nothing else was scored beside it",
         install=f"{packaged.install}\n" if packaged else "",
         folder=folder,
         scores=_scores(scores, compared).markdown(),
-        task=scores[0].task,
-        prompts=study.prompts if isinstance(study.prompts, str) else "task",
+        one_score=_one_score(study, folder, scores[0].task),
         data=_data(study.data.sources).markdown(),
         batch=study.budget.batch_size,
         seed=job.seed,
@@ -141,11 +141,24 @@ def _name(model: str) -> str:
     return Path(model).name if Path(model).exists() else model
 
 
-def _compared(results: Sequence[RowResult]) -> list[RowResult]:
-    """The better of the untrained modes, and the floor."""
-    bases = [r for r in results if r.row in BASES]
-    best = [max(bases, key=lambda r: r.average)] if bases else []
-    return [*best, *(r for r in results if r.row == FLOOR)]
+def compared_rows(results: Sequence[RowResult], scores: Sequence[TaskScore]) -> list[RowResult]:
+    """The better of the untrained modes, and the floor, where they have all that the model was scored on."""
+    whole = [r for r in results if {s.task for s in scores} <= r.by_task.keys()]
+    bases = [r for r in whole if r.row in BASES]
+    best = [max(bases, key=lambda r: _average(r, scores))] if bases else []
+    return [*best, *(r for r in whole if r.row == FLOOR)]
+
+
+def _average(result: RowResult, scores: Sequence[TaskScore]) -> float:
+    """A row's mean over the tasks that the model was scored on."""
+    return fmean(result.by_task[s.task] for s in scores)
+
+
+def _one_score(study: Study, folder: Path, task: str) -> str:
+    """How a score is had again; instructions other than mteb's own are the study's alone."""
+    if not isinstance(study.prompts, str):
+        return "They were scored with the instructions that `--prompts` names below."
+    return f"`ullme eval {folder} --task {task} --prompts {study.prompts}` gives one of them."
 
 
 def _scores(scores: Sequence[TaskScore], compared: Sequence[RowResult]) -> Table:

@@ -4,9 +4,12 @@ import gzip
 import json
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.corpora import TEXTS, failing_load, rows, write_jsonl, write_source
+from ullme.data import DataSource
 from ullme.encode import TextSource, duplicates, encode_corpus
 from ullme.encode.survey import survey
 
@@ -35,6 +38,62 @@ def test_a_beir_passage_is_its_title_and_its_text_and_queries_are_a_part(tmp_pat
     write_jsonl(tmp_path / "queries.jsonl", [{"_id": "q", "text": "where?"}])
     assert [row.text for row in TextSource(tmp_path).rows()] == ["Rome is a city", "Only a title"]
     assert [(row.id, row.text) for row in TextSource(tmp_path, part="queries").rows()] == [("q", "where?")]
+
+
+BEIR = {
+    "corpus": [
+        {"_id": "a", "title": "", "text": " no title "},
+        {"_id": "b", "title": "Rome", "text": "is a city"},
+        {"_id": "c", "title": "Only a title", "text": ""},
+    ],
+    "queries": [{"_id": "q", "text": "where is it?"}, {"_id": "r", "text": "which?"}],
+}
+
+
+def beir_folder(folder, layout, content=BEIR):
+    """The same collection in one of the layouts that training and evaluation read."""
+    for part, listed in content.items():
+        lines = "".join(json.dumps(row) + "\n" for row in listed).encode()
+        inside, _, suffix = layout.rpartition(" ")
+        place = folder / part / "part-0" if inside else folder / part
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if suffix in (".parquet", ".pq"):
+            pq.write_table(pa.Table.from_pylist(listed), f"{place}{suffix}")
+        else:
+            place.with_name(place.name + suffix).write_bytes(gzip.compress(lines) if suffix.endswith(".gz") else lines)
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\nq\tb\t0\nr\tb\t1\nr\ta\t0\n")
+    return folder
+
+
+LAYOUTS = [".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet", ".pq"]
+LAYOUTS += [f"inside {suffix}" for suffix in (".jsonl", ".parquet")]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_a_beir_folder_gives_the_texts_that_training_reads(tmp_path, layout):
+    folder = beir_folder(tmp_path / "beir", layout)
+    corpus = [row[1:] for row in TextSource(folder).rows()]
+    assert corpus == [("a", " no title "), ("b", "Rome is a city"), ("c", "Only a title")]
+    queries = [row[1:] for row in TextSource(folder, part="queries").rows()]
+    assert queries == [("q", "where is it?"), ("r", "which?")]
+    pairs = list(DataSource(path=str(folder)).rows())
+    assert [row["query"] for row in pairs] == [text for _, text in queries]
+    assert {text for row in pairs for text in row["positives"]} == {text for _, text in corpus[:2]}
+
+
+def test_a_part_in_several_files_is_read_whole(tmp_path):
+    for i, row in enumerate(BEIR["corpus"]):
+        write_jsonl(tmp_path / "corpus" / f"part-{i}.jsonl", [row])
+    assert [row.id for row in TextSource(tmp_path).rows()] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="no queries.jsonl; it has corpus"):
+        list(TextSource(tmp_path, part="queries").rows())
+
+
+def test_a_title_that_the_first_passage_lacks_is_not_lost(tmp_path):
+    content = {**BEIR, "corpus": [{"_id": "a", "text": "no title"}, {"_id": "b", "title": "Rome", "text": "is a city"}]}
+    folder = beir_folder(tmp_path / "beir", ".jsonl", content)
+    assert [row.text for row in TextSource(folder).rows()] == ["no title", "Rome is a city"]
 
 
 def test_columns_can_be_named(tmp_path):

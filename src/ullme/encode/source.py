@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ullme.data.judged import _part_files
 from ullme.data.readers import SUFFIXES, Reader, format_of, reader_of
+from ullme.data.rows import titled
 from ullme.data.wording import hint, shortened
 
 #: Columns that may hold a row's text or its id, unless the user names others.
@@ -15,6 +17,8 @@ TEXT_COLUMNS = ("text", "passage", "sentence", "query", "contents")
 ID_COLUMNS = ("id", "_id", "docid")
 #: The files of a BEIR folder (Thakur et al. 2021), without their suffix.
 PARTS = ("corpus", "queries")
+#: The format of a text file, whose lines are rows.
+LINES = "lines"
 
 
 class TextRow(NamedTuple):
@@ -29,15 +33,16 @@ class TextRow(NamedTuple):
 class TextSource:
     """Texts, one per row: ``.txt`` (a line is a text), JSONL (also gzipped), Parquet, or a folder.
 
-    A folder is a BEIR folder (``corpus.jsonl``, ``queries.jsonl``), a dataset that ``datasets`` saved, or files of one
-    format, which are read one after the other by name.
+    A folder is a BEIR folder (``corpus.jsonl``, ``queries.jsonl``; or Parquet, or folders ``corpus/``, ``queries/``, as
+    ``ullme.data`` reads them), a dataset that ``datasets`` saved, or files of one format, which are read one after the
+    other by name.
 
     Attributes:
         path: the file or folder.
         column: the column that holds the text; None takes the first of ``TEXT_COLUMNS`` that is there.
         id_column: the column that holds the row's id; None takes one of ``ID_COLUMNS``, else the row's number.
-        title_column: the column put before the text, with a blank between; None takes ``title`` of a BEIR corpus.
-        part: which file of a BEIR folder.
+        title_column: the column put before the text, with a blank between; None takes ``title`` of a BEIR folder.
+        part: which part of a BEIR folder.
     """
 
     path: Path
@@ -71,17 +76,17 @@ class TextSource:
 
     def _readers(self) -> list[tuple[Path, Reader]]:
         if self.path.is_dir():
-            return [(path, _reader(path)) for path in self._files()]
+            return [(path, text_reader(path)) for path in self._files()]
         if not self.path.is_file():
             raise ValueError(f"{self.path}: no such file or folder; check the path")
-        return [(self.path, _reader(self.path))]
+        return [(self.path, text_reader(self.path))]
 
     def _files(self) -> list[Path]:
         beir = _beir_files(self.path)
         if beir:
             if self.part not in beir:
                 raise ValueError(f"{self.path}: no {self.part}.jsonl; it has {', '.join(beir)}: name one as part")
-            return [beir[self.part]]
+            return beir[self.part]
         if self.part != PARTS[0]:
             raise ValueError(f"{self.path}: no {self.part}.jsonl; give a BEIR folder, or leave out part")
         if any((self.path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
@@ -89,21 +94,21 @@ class TextSource:
         found = sorted(path for path in self.path.iterdir() if path.is_file() and _suffix(path))
         if not found:
             raise ValueError(f"{self.path}: no texts in this folder; give files ending in .txt, {', '.join(SUFFIXES)}")
-        kinds = {SUFFIXES.get(_suffix(path), "lines"): path for path in found}
+        kinds = {SUFFIXES.get(_suffix(path), LINES): path for path in found}
         if len(kinds) > 1:
             names = " and ".join(path.name for path in kinds.values())
             raise ValueError(f"{self.path}: files of several formats ({names}); put each into a folder of its own")
         return found
 
     def _columns(self, row: dict[str, Any], at: str) -> _Columns:
-        title = self.title_column
-        if title is None and self.path.is_dir() and "corpus" in _beir_files(self.path) and "title" in row:
-            title = "title"
+        title = _column(row, self.title_column, (), f"{at}: title") if self.title_column else None
+        if title is None and _beir_files(self.path):
+            title = "title"  # which only some of its rows may have
         ids = [name for name in ID_COLUMNS if name in row]
         return _Columns(
             text=_column(row, self.column, TEXT_COLUMNS, f"{at}: text"),
             id=_column(row, self.id_column, (), f"{at}: id") if self.id_column else (ids[0] if ids else None),
-            title=_column(row, title, (), f"{at}: title") if title else None,
+            title=title,
         )
 
 
@@ -124,7 +129,7 @@ class _Columns:
             title = row.get(self.title) or ""
             if not isinstance(title, str):
                 raise ValueError(f"{at}: {self.title}: {shortened(title)} is no text; fill it in or leave it out")
-            whole = f"{title} {text}".strip()
+            whole = titled(title, text)
         if not whole.strip():
             raise ValueError(f"{at}: {self.text}: {shortened(text)} is no text; fill it in or remove the row")
         return TextRow(at, str(number) if self.id is None else _id(_required(row, self.id, at), self.id, at), whole)
@@ -152,19 +157,36 @@ def _column(row: dict[str, Any], named: str | None, usual: tuple[str, ...], at: 
     return found[0]
 
 
-def _beir_files(folder: Path) -> dict[str, Path]:
-    """The parts of a BEIR folder that are there."""
-    named = {part: [folder / f"{part}{suffix}" for suffix in (".jsonl", ".jsonl.gz")] for part in PARTS}
-    found = {part: [path for path in paths if path.is_file()] for part, paths in named.items()}
-    return {part: paths[0] for part, paths in found.items() if paths}
+def _beir_files(folder: Path) -> dict[str, list[Path]]:
+    """The parts of a BEIR folder that are there, each with its files as training reads them; none of a file."""
+    found = {part: _part_files(folder, part) for part in PARTS}
+    return {part: paths for part, paths in found.items() if paths}
 
 
 def _suffix(path: Path) -> str:
     return next((suffix for suffix in (".txt", *SUFFIXES) if path.name.lower().endswith(suffix)), "")
 
 
-def _reader(path: Path) -> Reader:
-    return _lines if _suffix(path) == ".txt" else reader_of(format_of(str(path)))
+def text_format(path: Path) -> str:
+    """The format of a file of texts, or of a dataset's folder: ``LINES``, or one of ``READERS``.
+
+    Raises:
+        ValueError: the file's name tells none.
+    """
+    suffix = _suffix(path)
+    if not suffix and path.is_file():
+        raise ValueError(f"{path}: its name tells no format; end it in .txt, {', '.join(SUFFIXES)}")
+    return LINES if suffix == ".txt" else format_of(str(path))
+
+
+def text_reader(path: Path) -> Reader:
+    """What reads a file of texts, or a dataset's folder, as rows.
+
+    Raises:
+        ValueError: as ``text_format``.
+    """
+    kind = text_format(path)
+    return _lines if kind == LINES else reader_of(kind)
 
 
 def _lines(path: str, subset: str | None = None, split: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:

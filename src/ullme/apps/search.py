@@ -1,9 +1,10 @@
-"""Search the lines of a text file, or the passages of a JSONL file, by meaning."""
+"""Search the lines of a text file, or the passages of a JSONL or Parquet file, by meaning."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ullme.apps.retrieval import nearest_passages
+from ullme.data.readers import SUFFIXES, lines_of
+from ullme.encode.source import LINES, TEXT_COLUMNS, text_format, text_reader
 
-_FIELDS = ("text", "passage", "positive", "positives")
+#: Columns that hold passages: those of ``ullme encode``, but of pairs the positives and never the query.
+_FIELDS = ("text", "passage", "positive", "positives", *(name for name in TEXT_COLUMNS[2:] if name != "query"))
 
 
 def search(
@@ -44,33 +48,49 @@ def search(
 
 
 def read_passages(path: Path) -> list[str]:
-    """The passages of a file: its non-empty lines, or for ``.jsonl`` the text of each row, each once.
+    """The passages of a file: the non-empty lines of a ``.txt``, or the texts of JSONL or Parquet rows, each once.
 
     Raises:
-        ValueError: a missing or empty file, or a row without a text, by file and line.
+        ValueError: a missing or empty file, one whose name tells no format or that cannot be read, or a row without a
+            text, by file and line.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a text file with one passage per line, or a .jsonl file")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    numbered = [(n, line.strip()) for n, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix == ".jsonl":
-        texts = [text for n, line in numbered for text in _row_texts(line, f"{path}, line {n}")]
-    else:
-        texts = [line for _, line in numbered]
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: is a folder; name one file, or embed it first with ullme encode")
+    if not os.path.isfile(path):  # pathlib's own raises where a name is too long
+        known = ", ".join((".txt", *SUFFIXES))
+        raise ValueError(f"{path}: no such file; give a text file with one passage per line, or rows: {known}")
+    texts = [text for at, row in _rows(path) for text in _row_texts(row, at)]
     if not texts:
         raise ValueError(f"{path}: no passages; write one per line")
     return list(dict.fromkeys(texts))
 
 
-def _row_texts(line: str, at: str) -> list[str]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{at}: broken JSON ({error.msg}); write one complete object per line") from error
-    value = next((row[name] for name in _FIELDS if name in row), None) if isinstance(row, dict) else row
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """What each row of a file says, with its place; blank lines say nothing."""
+    kind = text_format(path)
+    if kind == "jsonl":
+        return _json_rows(path)
+    rows = ((f"{path}, row {number}", row) for number, row in text_reader(path)(str(path)))
+    return ((at, row["text"].strip()) for at, row in rows if row["text"].strip()) if kind == LINES else rows
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of JSON lines; beside objects, as all commands read them, they may be texts alone."""
+    for number, line in lines_of(str(path)):
+        at = f"{path}, line {number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if text:
+                yield at, json.loads(text)
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise ValueError(f"{at}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{at}: broken JSON ({error.msg}); write one complete object per line") from error
+
+
+def _row_texts(row: Any, at: str) -> list[str]:
+    value = next((row[name] for name in _FIELDS if row.get(name) is not None), None) if isinstance(row, dict) else row
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"{at}: no text; write a string, or an object with one of {', '.join(_FIELDS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from ullme.cli import model_options as options
 
 def search(
     where: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="A folder of ullme encode; or a model.")],
-    texts_or_query: Annotated[str, typer.Argument(metavar="[FILE]", help="After a model: .txt or .jsonl to search.")],
+    texts_or_query: Annotated[str, typer.Argument(metavar="[FILE]", help="After a model: .txt, .jsonl, .parquet.")],
     query: Annotated[str | None, typer.Argument(metavar="QUERY", help="What to look for.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "--top", min=1, help="Passages to show.")] = 5,
     corpus: Annotated[
@@ -34,7 +35,7 @@ def search(
         raise ValueError(f"query: {sought!r} is empty; say what to look for")
     settings = {"attention": attention, "pooling": pooling, "dtype": dtype, "max_length": max_length}
     given = {name: value for name, value in settings.items() if value is not None}
-    if query is None and Path(sought).is_file():
+    if query is None and os.path.isfile(sought):  # pathlib's own raises where a query is longer than a file's name
         raise ValueError(f"query: is missing after {sought!r}; write ullme search {where} {sought} QUERY")
     if query is None:
         _search_corpus(where, sought, corpus, model, given, prompt, top_k, device)

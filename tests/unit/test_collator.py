@@ -10,7 +10,7 @@ import torch
 from tests.tiny import tiny_tokenizer
 from ullme.data import PairCollator
 from ullme.data.collator import ABSENT
-from ullme.prompts import TextTokenizer
+from ullme.prompts import TextTokenizer, instruction_prompt
 from ullme.types import PairExample
 
 PAIRS = [
@@ -67,6 +67,14 @@ def test_a_passage_prompt_is_context(tokenizer):
     wanted = tokenizer.texts(["a cat purrs", "a dog barks", "a cow moos"], "passage: ")
     assert texts_of(batch.passage) == texts_of(wanted)
     assert (batch.passage.skip_N > 0).all()
+
+
+def test_a_query_prompt_is_context_of_queries_without_an_instruction(tokenizer):
+    batch = PairCollator(tokenizer, query_prompt="query: ")(PAIRS)
+    own = [instruction_prompt(pair.instruction) for pair in PAIRS]
+    wanted = tokenizer.texts([pair.query for pair in PAIRS], [prompt or "query: " for prompt in own])
+    assert texts_of(batch.query) == texts_of(wanted)
+    assert batch.query.skip_N.tolist() == wanted.skip_N.tolist() and (batch.query.skip_N > 0).all()
 
 
 def test_generation_is_each_passage_after_its_query(tokenizer):

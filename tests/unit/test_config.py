@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.tiny import tiny_tokenizer
+from ullme.apps.run_data import build_collator
+from ullme.apps.train import warn_of_rounding
 from ullme.config import LoraSection, ModelConfig, RunConfig, read_run_file
 from ullme.models import ModelSettings
 from ullme.objectives import PRESETS
+from ullme.prompts import TextTokenizer, instruction_prompt
+from ullme.types import PairExample
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = {
@@ -197,3 +202,30 @@ def test_the_model_section_has_every_setting_of_a_model_with_its_default():
     of_adapter = {f.name.removeprefix("lora_"): f.default for f in fields(ModelSettings) if f.name.startswith("lora_")}
     section = {name: field.default for name, field in LoraSection.model_fields.items()}
     assert of_adapter | {"name": "default"} == section
+
+
+@pytest.mark.parametrize("named", ["data.passage_prompt='passage: '", "model.prompts.document='passage: '"])
+def test_passages_are_trained_with_the_prompt_that_documents_are_embedded_with(run_file, tmp_path, named):
+    run = read_run_file(run_file, [named, "model.prompts.query='query: '"])
+    assert run.model.prompts == {"query": "query: ", "document": "passage: "}
+    assert run.data.passage_prompt == "passage: " and run.model.settings().prompts == run.model.prompts
+    assert read_run_file(run.save(tmp_path / "resolved.yaml")) == run
+    tokenizer = TextTokenizer(tiny_tokenizer())
+    batch = build_collator(run, tokenizer)([PairExample("cat", ("mat",)), PairExample("cow", ("moo",), (), "Find it")])
+    query, document = (tokenizer.texts([text], f"{kind}: ") for text, kind in (("cat", "query"), ("mat", "passage")))
+    assert batch.query.rows([0]).ids_X.tolist() == query.ids_X.tolist()
+    assert (
+        batch.query.rows([1]).ids_X.tolist() == tokenizer.texts(["cow"], instruction_prompt("Find it")).ids_X.tolist()
+    )
+    assert batch.passage.rows([0]).ids_X.tolist() == document.ids_X.tolist()
+
+
+def test_two_prompts_of_passages_are_refused(run_file):
+    said = refusal(run_file, "data.passage_prompt='a: '", "model.prompts.document='b: '")
+    assert "data.passage_prompt: 'a: ' would be trained with and model.prompts.document, 'b: '" in said
+
+
+@pytest.mark.parametrize(("override", "warned"), [("model.lora=null", True), ("model.lora.r=2", False)])
+def test_half_precision_weights_that_are_trained_are_warned_of(run_file, caplog, override, warned):
+    warn_of_rounding(read_run_file(run_file, ["model.dtype=bfloat16", "objectives=contrastive", override]))
+    assert ("held in bfloat16" in caplog.text) == warned

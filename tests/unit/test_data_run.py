@@ -84,6 +84,26 @@ def test_a_stream_is_checked_by_its_first_rows(run_file, tmp_path):
     assert "scores: the row has none" in refusal(load_training_pairs, alone)
 
 
+@pytest.mark.parametrize(
+    ("override", "lacking"),
+    [
+        (["objectives=[{type: contrastive, in_batch_negatives: false}]", "data.negatives_per_query=0"], "data.neg"),
+        (["objectives=[{type: contrastive, hard_negatives: false}]"], "hard_negatives is false"),
+        (["objectives=[{type: contrastive}]", "data.negatives_per_query=0"], "data.negatives_per_query is 0"),
+    ],
+)
+def test_a_contrast_without_any_negative_is_refused(run_file, override, lacking):
+    said = refusal(load_training_pairs, read_run_file(run_file, override))
+    assert "in_batch_negatives: is false, and " + lacking in said and "contrastive has nothing" in said
+
+
+def test_rows_without_negatives_are_refused_where_a_contrast_takes_none_of_its_batch(run_file, tmp_path):
+    write_jsonl(tmp_path / "b.jsonl", [{"query": f"q{i}", "positive": f"p{i}"} for i in range(9)])
+    override = ["objectives=[{type: contrastive, in_batch_negatives: false}]", "data.train.1.in_batch_negatives=true"]
+    said = refusal(load_training_pairs, read_run_file(run_file, override))
+    assert "b.jsonl: in_batch_negatives: is false, and its rows bring no negatives" in said
+
+
 def test_likelihoods_before_training_need_all_rows(run_file):
     said = refusal(read_run_file, run_file, ["trainer.reference=precomputed"])
     assert "data.streaming: is true, and the original LLM's likelihoods are to be computed before training" in said

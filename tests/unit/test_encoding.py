@@ -79,3 +79,15 @@ def test_a_value_that_is_no_string_is_named(model):
 def test_similarity_is_cosine(model):
     a = model.encode(SENTENCES)
     assert torch.allclose(model.similarity(a, a).diagonal(), torch.ones(len(SENTENCES)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"attention": "bidirectonal"}, "did you mean 'bidirectional'"),
+        ({"truncate_dim": 0}, "truncate_dim: 0 leaves no"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(model, option, message):
+    with pytest.raises(ValueError, match=message):
+        model.encode(SENTENCES, **option)

@@ -135,7 +135,7 @@ def test_examples_say_what_was_found_instead():
 def test_an_instruction_stands_before_the_query_as_in_training(tmp_path):
     model = ULLME(str(tiny_folder(tmp_path / "base")))
     rows = [PairExample("a", ("b", "c"), ("d",), "Find it."), PairExample("e", ("f",))]
-    found = ask(model, question_of(PairDataset.from_examples(rows)), "x", None, bf16=False)
+    found = ask(model, question_of(PairDataset.from_examples(rows)), "x", None, prompts={}, bf16=False)
     vectors = model.encode(["b", "c", "d", "f"], normalize_embeddings=True)
     query = model.encode("a", prompt="Instruct: Find it.\nQuery: ", normalize_embeddings=True)
     assert found.first_Q[0] == int((vectors @ query).argmax())

@@ -9,6 +9,7 @@ from tests.tiny import SENTENCES, randomise_adapter, tiny_folder, tiny_ullme
 from ullme.models import ULLME
 from ullme.models.encoding import forward_batches
 from ullme.models.lora import reference_mode
+from ullme.types import Texts
 
 
 @pytest.fixture
@@ -37,12 +38,11 @@ def test_greedy_generation_with_cache_equals_the_plain_model(tiny_models, plain)
 
 
 def test_an_early_token_sees_a_late_one_only_when_embedding_bidirectionally(tiny_models):
-    ids = torch.tensor([[5, 6, 7, 8, 9]])
-    other = torch.tensor([[5, 6, 7, 8, 200]])
-    first_token = {"pooling": "cls"}
+    model = tiny_ullme(tiny_models, pooling="cls").eval()
+    texts = Texts.from_lists([[5, 6, 7, 8, 9], [5, 6, 7, 8, 200]])
     for attention, same in (("causal", True), ("bidirectional", False)):
-        model = tiny_ullme(tiny_models, attention=attention, **first_token).eval()
-        assert torch.allclose(model(ids)["rep"], model(other)["rep"], atol=1e-6) == same
+        first, other = model.embed_texts(texts, attention)
+        assert torch.allclose(first, other, atol=1e-6) == same
 
 
 def test_embeddings_are_the_same_alone_padded_on_either_side_and_in_any_batch(model):
@@ -61,6 +61,13 @@ def test_prompt_lengths_leave_instruction_tokens_out_of_the_pool(model):
     cls = model(ids, prompt_lengths=torch.tensor([3]))["rep"]
     hidden = model.switch.hidden(model.causal_lm, ids, torch.ones_like(ids), "bidirectional")
     assert torch.allclose(cls, hidden[:, 3], atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [[0, 4], [2, 3], [-1, 0]])
+def test_prompt_lengths_that_leave_nothing_of_a_text_are_refused(model, lengths):
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 1]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    with pytest.raises(ValueError, match=r"prompt_lengths\[\d\]: -?\d tokens of a text of \d are left out"):
+        model(ids, mask, prompt_lengths=torch.tensor(lengths))
 
 
 def test_likelihoods_equal_those_of_the_plain_logits(model):
@@ -153,6 +160,7 @@ def test_wrong_backbone_type_names_the_right_one(tiny_models):
         ({"adapter_path": "nowhere"}, "nowhere.*no adapter_config.json"),
         ({"generation_template": "no field"}, "lacks the field"),
         ({"max_length": 0}, "max_length: 0 is not positive"),
+        ({"pooling": "cls", "attention": "causal"}, "pooling: 'cls' pools the first token, which under causal"),
     ],
 )
 def test_wrong_setting_names_field_value_and_cure(tiny_models, settings, message):

@@ -127,7 +127,7 @@ def _comparison(
     if not examples:
         return None, ["Examples: left out, as asked for; --examples 5 loads both models and shows them."]
     if pairs:
-        return compare(run.config, run.model, question_of(load_pairs(list(pairs)), run.config.data.passage_prompt)), []
+        return compare(run.config, run.model, question_of(load_pairs(list(pairs)))), []
     try:
         question = _question(run, folder)
         if question is not None:
@@ -143,7 +143,7 @@ def _question(run: RunFiles, folder: Path) -> Question | None:
     if folder != run.folder and (data / TEST_FILE).is_file():
         return question_of(load_pairs(data / TEST_FILE), corpus=read_passages(data / PASSAGES_FILE))
     held_out = run.config.data.eval
-    return question_of(load_pairs(held_out), run.config.data.passage_prompt) if held_out else None
+    return question_of(load_pairs(held_out)) if held_out else None
 
 
 def _no_run(run: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,11 @@ class Question:
         examples: the queries.
         passages: every text once.
         source: where they come from, in words.
-        passage_prompt: as in training.
     """
 
     examples: Sequence[PairExample]
     passages: Sequence[str]
     source: str
-    passage_prompt: str = ""
 
     @property
     def right(self) -> list[set[int]]:
@@ -102,7 +100,7 @@ class Comparison:
         )
 
 
-def question_of(rows: PairDataset, passage_prompt: str = "", corpus: Sequence[str] = ()) -> Question:
+def question_of(rows: PairDataset, corpus: Sequence[str] = ()) -> Question:
     """The first rows as queries; their passages are looked for among one another's, or in a corpus.
 
     Where there are more than ``MAX_QUERIES`` rows, such as lie evenly among them are taken.
@@ -112,7 +110,7 @@ def question_of(rows: PairDataset, passage_prompt: str = "", corpus: Sequence[st
     passages = [text for e in examples for text in (*e.positives, *e.negatives)]
     every = list(dict.fromkeys([*passages, *corpus]))
     part = f"{len(examples)} of {len(rows)} rows" if len(examples) < len(rows) else f"all {len(rows)} rows"
-    return Question(examples, every, f"{part} of {', '.join(rows.sources)}", passage_prompt)
+    return Question(examples, every, f"{part} of {', '.join(rows.sources)}")
 
 
 def compare(config: RunConfig, model: Path, question: Question) -> Comparison:
@@ -123,10 +121,11 @@ def compare(config: RunConfig, model: Path, question: Question) -> Comparison:
     """
     base = ULLME(**base_settings(config).to_dict())
     names = {attention: f"base, {attention}" for attention in ATTENTIONS}
-    found = {n: ask(base, question, n, a, config.trainer.bf16) for a, n in names.items()}
+    prompts, bf16 = config.model.prompts, config.trainer.bf16
+    found = {n: ask(base, question, n, a, prompts, bf16) for a, n in names.items()}
     del base
     trained = ULLME.from_pretrained(model)
-    after = ask(trained, question, TRAINED, None, config.trainer.bf16)
+    after = ask(trained, question, TRAINED, None, prompts, bf16)
     best = max(found.values(), key=lambda f: f.scores["MRR"])
     return Comparison(question, {**found, after.name: after}, best, after)
 
@@ -136,14 +135,17 @@ def base_settings(config: RunConfig) -> ModelSettings:
     return replace(config.model.settings(), merged_adapters=(), lora_name=None, adapter_path=None)
 
 
-def ask(model: ULLME, question: Question, name: str, attention: Attention | None, bf16: bool) -> Found:
-    """What a model finds for every query, by cosine."""
+def ask(
+    model: ULLME, question: Question, name: str, attention: Attention | None, prompts: Mapping[str, str], bf16: bool
+) -> Found:
+    """What a model finds for every query, by cosine; prompted as in training."""
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
-        passage_PD = _vectors(model, question.passages, question.passage_prompt, attention)
+        passage_PD = _vectors(model, question.passages, prompts.get("document", ""), attention)
         query_QD = np.empty((len(question.examples), passage_PD.shape[1]), dtype=np.float32)
-        prompts = [instruction_prompt(example.instruction) for example in question.examples]
-        for prompt in dict.fromkeys(prompts):
-            rows = [i for i, own in enumerate(prompts) if own == prompt]
+        default = prompts.get("query", "")
+        prompt_Q = [instruction_prompt(example.instruction) or default for example in question.examples]
+        for prompt in dict.fromkeys(prompt_Q):
+            rows = [i for i, own in enumerate(prompt_Q) if own == prompt]
             query_QD[rows] = _vectors(model, [question.examples[i].query for i in rows], prompt, attention)
     score_QP = query_QD @ passage_PD.T
     return Found(name, ranks(score_QP, question.right), score_QP.argmax(1).tolist())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from ullme import distributed
@@ -35,19 +34,23 @@ def load_training_pairs(config: RunConfig) -> PairDataset | PairStream:
 
 
 def require_own_negatives(config: RunConfig, dataset: PairDataset) -> None:
-    """Raise if a source takes no negatives from its batches and has none of its own, where a contrast needs some.
+    """Raise if a contrast finds no negatives in a source, neither those of its rows nor those of its batches.
 
     Raises:
-        ValueError: names the source.
+        ValueError: names the source and what leaves it without.
     """
-    contrast = [o.type for o in config.objectives if o.couples_batch and o.weight]
-    negatives_N = dataset.negatives_N() if config.data.negatives_per_query != 0 else np.zeros(len(dataset))
+    contrasts = [o for o in config.objectives if o.couples_batch and o.weight]
+    negatives_N = dataset.negatives_N()
     for source, name, rows in zip(config.data.train, dataset.sources, dataset.source_rows(), strict=True):
-        if contrast and not source.in_batch_negatives and not negatives_N[rows.start : rows.stop].any():
-            raise ValueError(
-                f"{name}: in_batch_negatives: is false, and its rows bring no negatives, so {contrast[0]} has nothing "
-                "to tell a positive from; add negatives, or leave in_batch_negatives out"
-            )
+        none = "its rows bring no negatives" if not negatives_N[rows.start : rows.stop].any() else ""
+        none = "data.negatives_per_query is 0" if config.data.negatives_per_query == 0 else none
+        for contrast in contrasts:
+            lacking = none if getattr(contrast, "hard_negatives", True) else "hard_negatives is false"
+            if lacking and not (source.in_batch_negatives and getattr(contrast, "in_batch_negatives", True)):
+                raise ValueError(
+                    f"{name}: in_batch_negatives: is false, and {lacking}, so {contrast.type} has nothing to tell a "
+                    "positive from; let it have one or the other"
+                )
 
 
 def require_scores(config: RunConfig, dataset: PairDataset) -> None:
@@ -69,6 +72,7 @@ def build_collator(config: RunConfig, tokenizer: TextTokenizer) -> PairCollator:
         data.negatives_per_query,
         data.positives_per_query,
         generation="logp" in needs_of(config.objectives),
+        query_prompt=config.model.prompts.get("query", ""),
         passage_prompt=data.passage_prompt,
         choice=data.choice,
         seed=config.trainer.seed,

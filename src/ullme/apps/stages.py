@@ -45,7 +45,7 @@ def require_dropout(config: RunConfig, dataset: PairDataset) -> None:
         ValueError: such a source, with its cure.
     """
     contrast = [o.type for o in config.objectives if o.couples_batch and o.weight and "embedding" in o.needs]
-    if not contrast or config.data.passage_prompt:
+    if not contrast or config.data.passage_prompt != config.model.prompts.get("query", ""):
         return
     own = [n for n, rows in zip(dataset.sources, dataset.source_rows(), strict=True) if _all_own(dataset, rows)]
     if own and not _drops(config.model.settings()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from ullme.data import PairDataset, PairLoader, PairStream, load_pairs
 from ullme.models import ULLME
 from ullme.trainer import EmbeddingTrainer, EmbeddingTrainingArguments, plot_curves
 from ullme.trainer.signals import StopOnSignal
+
+logger = logging.getLogger(__name__)
 
 SCORES_FILE = "scores.md"
 CURVES_FILE = "curves.png"
@@ -69,6 +72,7 @@ def train(config: RunConfig) -> TrainedRun:
     held_out = load_pairs(config.data.eval) if config.data.eval else None
     if held_out is not None:
         require_scores(config, held_out)
+    warn_of_rounding(config)
     set_seed(config.trainer.seed)  # a new adapter starts from random numbers
     model = ULLME(**config.model.settings().to_dict())
     arguments = training_arguments(config)  # joins the other processes, among which the loader shares its rows
@@ -121,6 +125,17 @@ def training_arguments(config: RunConfig) -> EmbeddingTrainingArguments:
         eval_strategy="steps" if config.data.eval else "no",
         eval_steps=trainer.eval_steps or trainer.save_steps,
     )
+
+
+def warn_of_rounding(config: RunConfig) -> None:
+    """Say so where the weights that are trained are held in half precision, in which most small changes are lost."""
+    model = config.model
+    if model.dtype in ("bfloat16", "float16") and not model.settings().has_adapter:
+        logger.warning(
+            "model.dtype: all weights are trained and held in %s, in which an update far smaller than its weight is "
+            "lost; set model.dtype to float32 with trainer.bf16: true, or add model.lora",
+            model.dtype,
+        )
 
 
 def require_known_tasks(config: RunConfig) -> None:

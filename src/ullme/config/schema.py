@@ -199,7 +199,11 @@ _NO_ORIGINAL = {
 
 
 class RunConfig(Section):
-    """All of a run. ``objectives`` is a list, or the name of a preset."""
+    """All of a run. ``objectives`` is a list, or the name of a preset.
+
+    ``model.prompts`` are trained with as they are embedded with: ``query`` before queries without an instruction,
+    ``document`` (or ``data.passage_prompt``, which is the same) before passages.
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -211,6 +215,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
+        self._align_prompts()
         self._require_reference()
         wanting = [o.type for o in self.objectives if o.needs_negatives]
         if wanting and self.data.negatives_per_query == 0:
@@ -236,6 +241,20 @@ class RunConfig(Section):
         if not any(o.weight for o in self.objectives):
             raise ValueError("objectives: every weight is 0, so nothing would be learned; raise one")
         return self
+
+    def _align_prompts(self) -> None:
+        """Let passages be trained with the prompt that the model puts before documents, whichever place names it."""
+        trained, served = self.data.passage_prompt, self.model.prompts.get("document", "")
+        if trained and served and trained != served:
+            raise ValueError(
+                f"data.passage_prompt: {trained!r} would be trained with and model.prompts.document, {served!r}, "
+                "embedded with; leave one of them out"
+            )
+        if trained and not served:
+            prompts = {**self.model.prompts, "document": trained}
+            object.__setattr__(self, "model", self.model.model_copy(update={"prompts": prompts}))
+        elif served and not trained:
+            object.__setattr__(self, "data", self.data.model_copy(update={"passage_prompt": served}))
 
     @property
     def reference(self) -> Literal["live", "precomputed"] | None:

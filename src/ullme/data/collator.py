@@ -38,6 +38,7 @@ class PairCollator:
         negatives_per_query: hard negatives of a query at most; None takes all, 0 none.
         positives_per_query: positives of a query at most.
         generation: also tokenise each passage after its query, for likelihoods.
+        query_prompt: prompt before every query that has no instruction.
         passage_prompt: prompt before every passage to be embedded.
         choice: ``first`` or ``sampled``.
         masking: also bring each row's first positive with tokens hidden.
@@ -50,6 +51,7 @@ class PairCollator:
         positives_per_query: int = 1,
         *,
         generation: bool = False,
+        query_prompt: str = "",
         passage_prompt: str = "",
         choice: Choice = "first",
         seed: int = 0,
@@ -65,6 +67,7 @@ class PairCollator:
         self.negatives_per_query = negatives_per_query
         self.positives_per_query = positives_per_query
         self.generation = generation
+        self.query_prompt = query_prompt
         self.passage_prompt = passage_prompt
         self.choice = choice
         self.seed = seed
@@ -114,7 +117,7 @@ class PairCollator:
         ]
 
     def _queries(self, examples: Sequence[PairExample]) -> Texts:
-        prompts = [instruction_prompt(e.instruction) for e in examples]
+        prompts = [instruction_prompt(e.instruction) or self.query_prompt for e in examples]
         return self.text_tokenizer.texts([e.query for e in examples], prompts)
 
     def _passages(self, passages: list[list[str | None]], passage_mask_BP: Tensor) -> Texts:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ullme.batching import consecutive_chunks, length_sorted_batches
 from ullme.models.modes import eval_mode
+from ullme.models.settings import ATTENTIONS, require_choice
 from ullme.models.streams import side_by_side, streams_on
 from ullme.types import Attention, Texts
 
@@ -90,8 +91,12 @@ def encode(
         (D,) for one string, else (len(sentences), D), float32; a list of tensors when neither conversion is asked for.
 
     Raises:
-        ValueError: no such prompt name, or sentences that are not strings.
+        ValueError: no such prompt name or attention, a ``truncate_dim`` below 1, or sentences that are not strings.
     """
+    if attention is not None:
+        require_choice("attention", attention, ATTENTIONS)
+    if truncate_dim is not None and truncate_dim < 1:
+        raise ValueError(f"truncate_dim: {truncate_dim} leaves no dimension; give a whole number from 1")
     single = isinstance(sentences, str)
     texts = [sentences] if isinstance(sentences, str) else list(sentences)
     for i, text in enumerate(texts):

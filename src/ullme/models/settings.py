@@ -107,6 +107,11 @@ class ModelSettings:
         for name in ("lora_dropout", "attention_dropout"):
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is no probability; give a number from 0 to below 1")
+        if self.pooling == "cls" and self.attention == "causal":
+            raise ValueError(
+                "pooling: 'cls' pools the first token, which under causal attention sees nothing of the text; use "
+                "lasttoken or mean, or attention: bidirectional"
+            )
         self._check_adapters()
         if "{query}" not in self.generation_template:
             raise ValueError(f"generation_template: {self.generation_template!r} lacks the field {{query}}; add it")

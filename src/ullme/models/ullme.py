@@ -94,6 +94,9 @@ class ULLME(nn.Module):
 
         Returns:
             ``{"rep": (N, D)}``; with ``is_generate`` a Transformers causal-LM output; with ``batch`` ObjectiveInputs.
+
+        Raises:
+            ValueError: no ``input_ids``, or ``prompt_lengths`` that leave nothing of a text.
         """
         if batch is not None:
             return objective_inputs(self, batch, needs)
@@ -103,7 +106,10 @@ class ULLME(nn.Module):
             raise ValueError("input_ids: is missing; give token ids of shape (texts, tokens)")
         mask_NT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         lengths_N = mask_NT.bool().sum(1)
-        skip_N = torch.zeros_like(lengths_N) if prompt_lengths is None else prompt_lengths
+        skip_N = torch.zeros_like(lengths_N)
+        if prompt_lengths is not None:
+            skip_N = prompt_lengths.to(lengths_N)
+            _require_text(skip_N, lengths_N)
         return {"rep": self.embed_texts(Texts(input_ids[mask_NT.bool()], lengths_N, skip_N))}
 
     def generate(self, **kwargs: Any) -> Any:
@@ -259,3 +265,14 @@ class ULLME(nn.Module):
             at = torch.tensor(rows, device=self.device)
             logp_N, tokens_N = logp_N.index_copy(0, at, logp), tokens_N.index_copy(0, at, tokens)
         return logp_N, tokens_N
+
+
+def _require_text(skip_N: Tensor, lengths_N: Tensor) -> None:
+    """Raise if pooling would leave out a whole text, or reach into another; an absent text has nothing to leave out."""
+    wrong_N = (skip_N < 0) | (skip_N >= lengths_N.clamp_min(1))
+    if wrong_N.any():
+        row = int(wrong_N.nonzero()[0])
+        raise ValueError(
+            f"prompt_lengths[{row}]: {int(skip_N[row])} tokens of a text of {int(lengths_N[row])} are left out of the "
+            "pool; leave one at least"
+        )

@@ -159,6 +159,32 @@ def test_a_duplicate_of_a_positive_is_no_negative():
     assert float(found[0]) == pytest.approx((forward + backward) / 2, rel=1e-12)
 
 
+def test_a_passage_that_is_the_query_is_no_negative_of_it():
+    """Query 0's text also stands as query 1's hard negative, as query 3's positive and as its own hard negative."""
+    x, t = inputs(ragged=False), 0.05
+    key = x.passage_key_BP.clone()
+    key[1, 2] = key[3, 0] = key[0, 3] = x.query_key_B[0]
+    found = Contrastive(symmetric=True)(changed(x, passage_key_BP=key))
+    c = cosine(x) / t
+    kept = np.ones((B, P), dtype=bool)
+    kept[1, 2] = kept[3, 0] = kept[0, 3] = False
+    forward = math.log(np.exp(c[0][kept]).sum()) - c[0, 0, 0]
+    backward = math.log(np.exp(c[:, 0, 0]).sum()) - c[0, 0, 0]
+    assert float(found[0]) == pytest.approx((forward + backward) / 2, rel=1e-12)
+    kept[3, 0] = True  # its positive; the two others are that text again
+    forward = math.log(np.exp(c[3][kept]).sum()) - c[3, 3, 0]
+    backward = math.log(np.exp(c[1:, 3, 0]).sum()) - c[3, 3, 0]  # query 0 is query 3's positive
+    assert float(found[3]) == pytest.approx((forward + backward) / 2, rel=1e-12)
+
+
+def test_a_text_that_is_its_own_positive_counts_among_the_negatives_of_other_queries():
+    x = inputs(ragged=False)
+    key = x.passage_key_BP.clone()
+    key[:, 0] = x.query_key_B
+    found = Contrastive(symmetric=True)(changed(x, passage_key_BP=key))
+    assert torch.allclose(found, Contrastive(symmetric=True)(x), rtol=1e-12)
+
+
 def test_the_positive_of_an_equal_query_is_no_negative_but_its_hard_negatives_are():
     x, t = inputs(ragged=False), 0.05
     found = Contrastive()(changed(x, query_key_B=torch.tensor([100, 100, 102, 103])))

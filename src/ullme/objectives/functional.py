@@ -30,7 +30,7 @@ class Candidates(NamedTuple):
 
     own_BC: Tensor
     negative_BC: Tensor
-    equal_BC: Tensor  # the candidate's text is one of the query's positives
+    equal_BC: Tensor  # the candidate's text is one of the query's positives, or the query itself
 
 
 def candidates(
@@ -42,12 +42,12 @@ def candidates(
     hard_negatives: bool = True,
     in_batch_B: Tensor | None = None,
 ) -> Candidates:
-    """The candidates of each query; a text that is a positive of the query (or of an equal query) is no negative.
+    """The candidates of each query; its own text, and a positive of it (or of an equal query), is no negative of it.
 
     Args:
         passage_mask_BP: passages that exist.
         positive_mask_BP: positives among them.
-        query_key_B: equal for equal queries.
+        query_key_B: equal for equal queries, and equal to the key of a passage of the same text.
         passage_key_BP: equal for equal passages.
         in_batch_negatives: count other queries' passages as negatives.
         hard_negatives: count hard negatives (the query's own and, in the batch, the others').
@@ -57,7 +57,7 @@ def candidates(
     positive_BP = positive_mask_BP & passage_mask_BP
     key_C, exists_C, positive_C = passage_key_BP.flatten(), passage_mask_BP.flatten(), positive_BP.flatten()
     own_BC = torch.eye(queries, dtype=torch.bool, device=key_C.device).repeat_interleave(passages, dim=1)
-    equal_BC = torch.zeros_like(own_BC)
+    equal_BC = exists_C & (key_C == query_key_B[:, None])
     for p in range(passages):
         equal_BC |= positive_BP[:, p, None] & exists_C & (key_C == passage_key_BP[:, p, None])
     same_query_BC = (query_key_B[:, None] == query_key_B).repeat_interleave(passages, dim=1)

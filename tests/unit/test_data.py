@@ -104,7 +104,7 @@ def test_numbered_columns_come_in_the_order_of_their_numbers(tmp_path):
 
 
 def test_a_rows_own_instruction_comes_before_its_sources(tmp_path):
-    rows = [{**ROWS[0], "instruction": "own"}, {**ROWS[1], "instruction": None}, ROWS[2]]
+    rows = [{**ROWS[0], "instruction": "own"}, {**ROWS[1], "instruction": None}, {**ROWS[2], "instruction": ""}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     dataset = load_pairs(DataSource(path=path, instruction="shared"))
     assert [dataset[i].instruction for i in range(3)] == ["own", "shared", "shared"]

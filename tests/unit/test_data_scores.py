@@ -59,8 +59,9 @@ def test_a_single_number_goes_with_a_single_column(tmp_path):
 
 def test_a_row_may_have_no_scores(tmp_path):
     row = {"query": "q", "positive": "p"}
-    dataset = load(tmp_path, {**row, "scores": [0.1]}, {**row, "scores": None}, row)
-    assert [e.scores for e in dataset] == [(0.1,), None, None]
+    dataset = load(tmp_path, {**row, "scores": [0.1]}, {**row, "scores": None}, row, {**row, "scores": []})
+    assert [e.scores for e in dataset] == [(0.1,), None, None, None]
+    assert load(tmp_path, {**row, "pos_scores": [], "neg_scores": []}, **FLAG)[0].scores is None
     assert dataset.summary()["a.jsonl"]["rows_with_scores"] == 1
     assert load(tmp_path, {**row, "scores": "unread"}, scores=[])[0].scores is None
 

@@ -35,7 +35,7 @@ class RowReader:
         """The row as ``query, positives, negatives, instruction, scores, row``, its texts unchanged.
 
         A text alone is its own query and positive. ``scores`` has one number per positive, then per negative; None
-        where the row has none.
+        where the row has none, or empty lists of them. An empty instruction is none.
 
         Raises:
             ValueError: a missing column, a wrong type, an empty text, a positive that is also a negative, or scores
@@ -44,7 +44,7 @@ class RowReader:
         at = f"{self.where} {number}"
         layout = self.layout(tuple(row), at)
         said = _lone_text(row, layout, at) if layout["text"] else _pair(row, layout, at)
-        given = [row[name] for name in layout["instruction"] if row[name] is not None]
+        given = [row[name] for name in layout["instruction"] if row[name] not in (None, "")]
         instruction = _text(given[0], layout["instruction"][0], at) if given else None
         return {**said, "instruction": instruction, "row": number}
 
@@ -88,7 +88,7 @@ def _scores(row: Mapping[str, Any], layout: Layout, lists: Mapping[str, list[str
         return None
     given = {role: [name for name in layout[role] if row[name] is not None] for role in SCORED}
     apart = [name for role in ("positive_scores", "negative_scores") for name in given[role]]
-    if not (apart or given["scores"]):
+    if all(row[name] in ([], ()) for name in (*apart, *given["scores"])):
         return None
     if apart and given["scores"]:
         both = f"both {given['scores'][0]!r} and {apart[0]!r} have scores"

@@ -78,7 +78,6 @@ def test_examples_at_hand_keep_scores():
 
 BAD_SCORES = {
     "too few": ({"scores": [1, 2]}, "scores: 2 scores for 5 positives and negatives; give one number for each"),
-    "none": ({"scores": []}, "scores: 0 scores for 5 positives and negatives"),
     "one for many": ({"scores": 0.5}, "scores: 1 scores for 5 positives and negatives"),
     "too many": ({"positive_scores": [1, 2, 3], "negative_scores": [1, 2, 3]}, "positive_scores: 3 scores for 2 posit"),
     "half": ({"positive_scores": [1, 2]}, "negative_scores: 0 scores for 3 negatives; give one number for each"),

@@ -27,6 +27,11 @@ FROM first JOIN judged ON judged.query = first.query
 LEFT JOIN queries ON queries.id = judged.query LEFT JOIN passages ON passages.id = judged.passage
 ORDER BY first.place, judged.rowid
 """
+_PAIR = "query = ? AND passage = ?"
+_HIGHEST = """
+INSERT INTO judged VALUES (?, ?, ?, ?)
+ON CONFLICT (query, passage) DO UPDATE SET grade = excluded.grade, at = excluded.at WHERE excluded.grade > judged.grade
+"""
 
 
 class _Temporary:
@@ -74,12 +79,34 @@ class Joins(_Temporary):
             (before,) = self._file.execute(f"SELECT at FROM {table} WHERE id = ?", (name,)).fetchone()
             return ValueError(f"{at}: id: {name!r} stands in {before} too; give each text an id of its own")
         except UnicodeEncodeError as error:
-            return ValueError(f"{at}: {error.object[error.start]!r} is half a character; write it in UTF-8")
+            return _half_a_character(error, at)
         return None
 
-    def add_judgement(self, query: str, passage: str, grade: int, at: str) -> None:
-        """Take a judgement; what the query and passage were judged before counts."""
-        self._file.execute("INSERT OR IGNORE INTO judged VALUES (?, ?, ?, ?)", (query, passage, grade, at))
+    def add_judgement(self, query: str, passage: str, grade: int, at: str) -> ValueError | None:
+        """Take a judgement; what is wrong if query and passage were judged otherwise before."""
+        try:
+            taken = self._file.execute("INSERT OR IGNORE INTO judged VALUES (?, ?, ?, ?)", (query, passage, grade, at))
+        except UnicodeEncodeError as error:
+            return _half_a_character(error, at)
+        if taken.rowcount:
+            return None
+        was, before = self._file.execute(f"SELECT grade, at FROM judged WHERE {_PAIR}", (query, passage)).fetchone()
+        if was == grade:
+            return None
+        said = f"{grade} of passage {shortened(passage)} for query {shortened(query)}, which was {was} in {before}"
+        return ValueError(f"{at}: score: {said}; remove one of the two")
+
+    def add_drawn(self, query: str, passage: str, grade: int, at: str) -> ValueError | None:
+        """Take a judgement by a passage's side in a triple; the highest grade of query and passage counts."""
+        try:
+            self._file.execute(_HIGHEST, (query, passage, grade, at))
+        except UnicodeEncodeError as error:
+            return _half_a_character(error, at)
+        return None
+
+    def judgements(self) -> Iterator[tuple[str, str, int, str]]:
+        """The judgements in their order: query, passage, grade and place."""
+        yield from self._file.execute("SELECT query, passage, grade, at FROM judged ORDER BY rowid")
 
     def rows(self) -> Iterator[Attempt]:
         """A row per judged query, numbered from 1; a judgement of what is not there is an error in its place."""
@@ -98,6 +125,10 @@ class Joins(_Temporary):
                 yield number, ValueError(f"{at}: query {query!r} has no positive; give a passage a grade above 0")
             else:
                 yield number, {"query": text, "positives": list(by_side[True]), "negatives": list(by_side[False])}
+
+
+def _half_a_character(error: UnicodeEncodeError, at: str) -> ValueError:
+    return ValueError(f"{at}: {error.object[error.start]!r} is half a character; write it in UTF-8")
 
 
 def _dangling(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from ullme.data.wording import hint, shortened
 #: The first line of a BEIR file of judgements.
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 _TSV = (".tsv", ".tsv.gz")
+#: mteb keeps grades as 32 bits.
+_GREATEST_GRADE = 2**31 - 1
 #: A row of a part: an id and its text, or a query, a passage and its grade.
 Part = Iterator[tuple[str, tuple[Any, ...] | ValueError]]
 
@@ -33,12 +36,26 @@ class Parts:
     Attributes:
         passages: ids, titles and texts.
         queries: the same.
-        judgements: query ids, passage ids and grades; what a query and passage were first judged counts.
+        judgements: query ids, passage ids and grades; a query and passage are graded alike wherever they come.
+        drawn: the same of triples, whose negatives nobody has to have judged: the highest grade counts.
     """
 
     passages: Callable[[], Part]
     queries: Callable[[], Part]
     judgements: Callable[[], Part]
+    drawn: Callable[[], Part]
+
+    def judge(self, joins: Joins) -> Iterator[ValueError]:
+        """Put all judgements into ``joins``; what is wrong with them."""
+        takers: tuple[tuple[Callable[[], Part], Callable[..., ValueError | None]], ...] = (
+            (self.judgements, joins.add_judgement),
+            (self.drawn, joins.add_drawn),
+        )
+        for part, take in takers:
+            for at, row in part():
+                error = row if isinstance(row, ValueError) else take(*row, at)
+                if error:
+                    yield error
 
     def rows(self) -> Iterator[Attempt]:
         """A row per judged query, in the order of the judgements; a grade above 0 makes a positive, others negatives.
@@ -52,10 +69,7 @@ class Parts:
                     error = row if isinstance(row, ValueError) else joins.add_text(name, *row, at)
                     if error:
                         yield 0, error
-            for at, row in self.judgements():
-                error = row if isinstance(row, ValueError) else joins.add_judgement(*row, at)
-                if error:
-                    yield 0, error
+            yield from ((0, error) for error in self.judge(joins))
             yield from joins.rows()
 
 
@@ -99,6 +113,7 @@ def beir_parts(path: str, split: str) -> Parts:
         lambda: chain.from_iterable(_texts(path, blank=True) for path in files["corpus"]),
         lambda: chain.from_iterable(map(_texts, files["queries"])),
         lambda: _beir_judgements(splits[split]),
+        lambda: iter(()),
     )
 
 
@@ -110,14 +125,20 @@ def msmarco_rows(path: str, subset: str | None = None, split: str | None = None)
     Raises:
         ValueError: a part is missing.
     """
-    return _msmarco_parts(Path(path), split or "train").rows() if Path(path).is_dir() else _triples(path)
+    return msmarco_parts(path, split or "train").rows() if Path(path).is_dir() else _triples(path)
 
 
-def _msmarco_parts(folder: Path, split: str) -> Parts:
+def msmarco_parts(path: str, split: str) -> Parts:
+    """The parts of a folder of MS MARCO's, with the queries and judgements of one split.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    folder = Path(path)
     one = {name: _tsv(folder, f"{name}.{split}") for name in ("queries", "qrels")} | {
         "coll": _tsv(folder, "collection")
     }
-    listed = sorted(p for p in folder.glob(f"qidpidtriples.{split}*") if p.name.endswith(_TSV))
+    listed = _listed_triples(folder, split)
     for missing, there in (("collection", one["coll"]), (f"queries.{split}", one["queries"])):
         if not there:
             raise ValueError(f"{folder}: no {missing}.tsv; add it, or set split to the one that is there")
@@ -126,11 +147,20 @@ def _msmarco_parts(folder: Path, split: str) -> Parts:
     return Parts(
         lambda: chain.from_iterable(_tsv_texts(path) for path in one["coll"]),
         lambda: chain.from_iterable(_tsv_texts(path) for path in one["queries"]),
-        lambda: chain(
-            chain.from_iterable(_trec_judgements(path) for path in one["qrels"]),
-            chain.from_iterable(map(_id_triples, listed)),
-        ),
+        lambda: chain.from_iterable(_trec_judgements(path) for path in one["qrels"]),
+        lambda: chain.from_iterable(map(_id_triples, listed)),
     )
+
+
+def msmarco_splits(folder: Path) -> tuple[str, ...]:
+    """The splits of a folder of MS MARCO's that have queries and judgements."""
+    files = (path.name for path in folder.glob("queries.*") if path.name.endswith(_TSV))
+    named = {name.removeprefix("queries.").removesuffix(".gz").removesuffix(".tsv") for name in files}
+    return tuple(s for s in sorted(named - {""}) if _tsv(folder, f"qrels.{s}") or _listed_triples(folder, s))
+
+
+def _listed_triples(folder: Path, split: str) -> list[Path]:
+    return sorted(p for p in folder.glob(f"qidpidtriples.{split}*") if p.name.endswith(_TSV))
 
 
 def _part_files(folder: Path, part: str) -> list[Path]:
@@ -194,9 +224,26 @@ def _judgement(fields: list[Any], at: str) -> tuple[str, str, int] | ValueError:
     try:
         if query in (None, "") or passage in (None, ""):
             return ValueError(f"{at}: an id is missing; write query id, passage id and grade")
-        return str(query), str(passage), int(grade)
-    except (TypeError, ValueError):
-        return ValueError(f"{at}: score: {shortened(grade)} is no whole number; write 1 for a right passage, else 0")
+        return str(query), str(passage), _whole(grade)
+    except ValueError as error:
+        return ValueError(f"{at}: score: {shortened(grade)} {error}; write 1 for a right passage, else 0")
+
+
+def _whole(grade: Any) -> int:
+    """A grade as an integer: pandas writes 1.0 where it means 1.
+
+    Raises:
+        ValueError: says why it is none; not which.
+    """
+    try:
+        number = float("no" if isinstance(grade, bool) or "_" in str(grade) else grade)
+    except (TypeError, ValueError, OverflowError):
+        number = nan
+    if not number.is_integer():
+        raise ValueError("is no whole number")
+    if abs(number) > _GREATEST_GRADE:
+        raise ValueError("is beyond any grade")
+    return int(number)
 
 
 def _trec_judgements(path: Path) -> Part:

@@ -6,11 +6,16 @@ import json
 import tracemalloc
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.data_samples import INSTRUCTION, ROWS, SAMPLES, SCORES, write_lines
+from ullme.cli import main
 from ullme.data import DataSource, load_pairs, stream_pairs
 from ullme.data.convert import convert
+from ullme.data.judged import QRELS_HEADER
+from ullme.eval.own import own_tasks
 
 FOLDERS = ("beir", "msmarco")
 
@@ -170,3 +175,110 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, to):
 def test_row_numbers_of_a_collection_count_its_judged_queries(tmp_path):
     data = load_pairs(str(SAMPLES["beir"](tmp_path)))
     assert [data[i].row_id for i in range(2)] == ["fiqa:1", "fiqa:2"]
+
+
+# ---- grades ----
+
+
+def graded(folder, name, grades):
+    """The BEIR sample, of whose splits these are the judgements, in this kind of file."""
+    folder.mkdir(exist_ok=True)
+    folder = SAMPLES["beir"](folder)
+    for split in ("train", "test"):
+        (folder / "qrels" / f"{split}.tsv").unlink()
+        rows = [dict(zip(QRELS_HEADER, row, strict=True)) for row in grades]
+        path = folder / "qrels" / f"{split}.{name}"
+        if name == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        elif name == "jsonl":
+            write_lines(path, rows)
+        else:
+            path.write_text("\n".join("\t".join(map(str, row)) for row in [QRELS_HEADER, *grades]) + "\n")
+    return folder
+
+
+def refusal(read):
+    with pytest.raises(ValueError) as caught:
+        read()
+    return str(caught.value)
+
+
+def judged_by(folder):
+    """What the folder's test split judges."""
+    (task,) = own_tasks(str(folder), splits=["test"])
+    task.load_data()
+    return task.dataset["default"]["test"]["relevant_docs"]
+
+
+@pytest.mark.parametrize("name", ["tsv", "jsonl", "parquet"])
+def test_a_grade_may_be_a_float_that_is_whole(tmp_path, name):
+    folder = graded(tmp_path, name, [("0", "0", 1.0), ("0", "10", 0.0), ("1", "30", 2.0)])
+    assert said(str(folder)) == [
+        (ROWS[0][0], ROWS[0][1], ROWS[0][2][:1], None, None),
+        (ROWS[1][0], ROWS[1][1], (), None, None),
+    ]
+    assert judged_by(folder) == {"0": {"0": 1, "10": 0}, "1": {"30": 2}}
+    assert all(type(grade) is int for judged in judged_by(folder).values() for grade in judged.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "grade", "shown"),
+    [
+        ("parquet", 0.5, "row 2: score: 0.5 is no whole number"),
+        ("parquet", float("nan"), "row 2: score: nan is no whole number"),
+        ("parquet", None, "row 2: score: None is no whole number"),
+        ("jsonl", 0.5, "line 2: score: 0.5 is no whole number"),
+        ("jsonl", float("inf"), "line 2: score: inf is no whole number"),
+        ("jsonl", True, "line 2: score: True is no whole number"),
+        ("jsonl", [1], "line 2: score: [1] is no whole number"),
+        pytest.param("jsonl", 10**400, "line 2: score: 1000", id="jsonl-10**400"),
+        ("jsonl", 1e300, "line 2: score: 1e+300 is beyond any grade"),
+        ("tsv", "0.5", "line 3: score: '0.5' is no whole number"),
+        ("tsv", "-inf", "line 3: score: '-inf' is no whole number"),
+        ("tsv", "1_0", "line 3: score: '1_0' is no whole number"),
+        ("tsv", "9" * 20, "line 3: score: '99999999999999999999' is beyond any grade"),
+    ],
+)
+def test_a_grade_that_is_no_whole_number_is_refused_by_its_row(tmp_path, name, grade, shown):
+    rows = [("0", "0", 1 if name == "jsonl" else type(grade or 0.0)(1)), ("1", "30", grade)]
+    folder = graded(tmp_path, name, rows)
+    for read in (lambda: load_pairs(str(folder)), lambda: judged_by(folder)):
+        message = refusal(read)
+        assert shown in message and f".{name}, " in message
+        assert "write 1 for a right passage, else 0" in message
+
+
+def test_an_infinite_grade_ends_the_command_with_one_line(tmp_path, capsys):
+    folder = graded(tmp_path, "jsonl", [("0", "0", float("inf"))])
+    assert main(["data", "convert", str(folder), str(tmp_path / "out.jsonl")]) == 2
+    assert "score: inf is no whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tsv", "jsonl", "parquet"])
+def test_a_pair_judged_twice_alike_counts_once_and_otherwise_is_refused(tmp_path, name):
+    once = [("0", "0", 1), ("0", "10", 0), ("1", "30", 1)]
+    folder = graded(tmp_path / "alike", name, [*once, once[1], once[0]])
+    assert said(str(folder))[0] == (ROWS[0][0], ROWS[0][1], ROWS[0][2][:1], None, None)
+    assert judged_by(folder) == {"0": {"0": 1, "10": 0}, "1": {"30": 1}}
+    folder = graded(tmp_path / "otherwise", name, [*once, ("0", "10", 1)])
+    first, last = ("line 3", "line 5") if name == "tsv" else ("line 2", "line 4")
+    if name == "parquet":
+        first, last = "row 2", "row 4"
+    for read in (lambda: load_pairs(str(folder)), lambda: judged_by(folder)):
+        message = refusal(read)
+        assert f"{last}: score: 1 of passage '10' for query '0', which was 0 in " in message
+        assert f"{first}; remove one of the two" in message
+
+
+def test_a_negative_of_triples_is_none_where_anything_calls_it_right(tmp_path):
+    folder = SAMPLES["msmarco"](tmp_path)
+    for name in ("qrels.train.tsv", "queries.train.tsv"):
+        (folder / name.replace("train", "test")).write_text((folder / name).read_text())
+    (folder / "qidpidtriples.test.tsv").write_text("121352\t0\t1\n121352\t1\t2\n121352\t2\t0\n")
+    assert judged_by(folder)["121352"] == {"0": 1, "1": 1, "2": 1}
+    (row, _) = said(DataSource(path=str(folder), split="test"))
+    assert row[1:3] == (ROWS[0][1] + ROWS[0][2], ())
+    with (folder / "qrels.test.tsv").open("a") as file:
+        file.write("121352\t0\t0\t0\n")
+    for read in (lambda: load_pairs(DataSource(path=str(folder), split="test")), lambda: judged_by(folder)):
+        assert "qrels.test.tsv, line 3: score: 0 of passage '0' for query '121352', which was 1 in " in refusal(read)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -14,14 +15,17 @@ from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from ullme.data.formats import container_of
-from ullme.data.judged import beir_parts, beir_splits
+from ullme.data.joins import Joins
+from ullme.data.judged import Parts, beir_parts, beir_splits, msmarco_parts, msmarco_splits
 from ullme.data.readers import SUFFIXES
+from ullme.data.rows import titled
 from ullme.data.source import DataSource
 from ullme.data.wording import hint, shortened
 
 #: ISO 15924 for a script that is not known.
 _ANY_SCRIPT = "Zyyy"
-
+#: Counted up when equal data come to score otherwise: what is kept of them from before is then not taken.
+_RULES = 2
 
 #: mteb finds the instruction of a task's type only for the tasks that it knows by name.
 _PROMPT: Any = {"query": AbsTaskRetrieval.abstask_prompt}
@@ -30,12 +34,16 @@ _PROMPT: Any = {"query": AbsTaskRetrieval.abstask_prompt}
 class OwnRetrieval(AbsTaskRetrieval):
     """A retrieval task whose data are the caller's, scored by mteb as any other: nDCG@10 is its main score.
 
-    Of a BEIR folder, corpus, queries and judgements are taken as they are. Of pairs every passage, positive or
-    negative, is in the corpus once, and a query is answered by the positives of all its rows.
+    Of a BEIR or MS MARCO folder, corpus, queries and judgements are taken as they are. Of pairs every passage, positive
+    or negative, is in the corpus once, and a query is answered by the positives of all its rows.
+
+    Attributes:
+        ignore_identical_ids: whether a query never finds the passage of its own id; as ``load_data`` found the data
+            (``_Collection.finds_itself``), where mteb's public tasks say it of theirs.
 
     Args:
         path: the folder or file.
-        splits: which judgements of a BEIR folder; of pairs only what their one split is called.
+        splits: which of its splits; of a table without splits only what its rows are called.
         language: ISO 639-3 code of the language in whose column its score stands.
         name: the task's name.
     """
@@ -46,7 +54,7 @@ class OwnRetrieval(AbsTaskRetrieval):
         self.metadata = TaskMetadata(
             name=name,
             description=f"The retrieval task of {Path(path).name}.",
-            dataset={"path": path, "revision": f"local-{content_hash(Path(path))}"},
+            dataset={"path": path, "revision": f"local-{_RULES}-{content_hash(Path(path))}"},
             type="Retrieval",
             category="t2t",
             prompt=_PROMPT,
@@ -58,16 +66,21 @@ class OwnRetrieval(AbsTaskRetrieval):
         super().__init__(**options)
 
     def load_data(self, num_proc: int | None = None, **options: Any) -> None:
-        """Read the data.
+        """Read the data, and see whether their queries are passages themselves.
 
         Raises:
             ValueError: something is wrong with them; names its place.
         """
         if self.data_loaded:
             return
-        read = _collection if container_of(self.path) == "beir" else _pairs
-        self.dataset = {"default": {split: read(self.path, split) for split in self.eval_splits}}
-        self.data_loaded = True
+        splits: dict[str, RetrievalSplitData] = {}
+        themselves: set[bool | None] = set()
+        for split in self.eval_splits:
+            collection = _read(self.path, split)
+            splits[split] = collection.data()
+            themselves.add(collection.finds_itself())
+        self.dataset, self.data_loaded = {"default": splits}, True
+        self.ignore_identical_ids = True in themselves and False not in themselves
 
     def unload_data(self) -> None:
         """Forget the data, and not the metadata, which are this task's own (mteb forgets both)."""
@@ -82,7 +95,7 @@ def own_tasks(
     Args:
         path: the file or folder.
         language: ISO 639-3 code.
-        splits: judgements to score; default ``test``, or the only ones that are there.
+        splits: those to score; default ``test``, or the only one that is there.
         taken: names that the tasks may not have.
 
     Raises:
@@ -120,72 +133,133 @@ def _is_task(place: Path) -> bool:
     return place.name.lower().endswith(tuple(SUFFIXES))
 
 
-def _splits(path: str, asked: Sequence[str] | None) -> Sequence[str]:
-    """The splits to score."""
-    if container_of(path) != "beir":
-        return list(asked or ["test"])[:1]
-    there = list(beir_splits(Path(path)))
+class _Layout(NamedTuple):
+    """A folder that has splits: which there are, and the parts of one."""
+
+    splits: Callable[[Path], Collection[str]]
+    parts: Callable[[str, str], Parts]
+
+
+_COLLECTIONS = {"beir": _Layout(beir_splits, beir_parts), "msmarco": _Layout(msmarco_splits, msmarco_parts)}
+
+
+class _Collection(NamedTuple):
+    """What is searched (titles and texts), what is asked, and the grades of both by their ids."""
+
+    corpus: dict[str, tuple[str, str]]
+    queries: dict[str, tuple[str, str]]
+    judged: dict[str, dict[str, int]]
+
+    def data(self) -> RetrievalSplitData:
+        """As mteb has it, with the queries that are judged."""
+        titles, texts = zip(*self.corpus.values(), strict=True)
+        asked = [(name, text) for name, (_, text) in self.queries.items() if name in self.judged]
+        return RetrievalSplitData(
+            corpus=Dataset.from_dict({"id": list(self.corpus), "title": list(titles), "text": list(texts)}),
+            queries=Dataset.from_dict({"id": [name for name, _ in asked], "text": [text for _, text in asked]}),
+            relevant_docs=self.judged,
+            top_ranked=None,
+        )
+
+    def finds_itself(self) -> bool | None:
+        """Whether queries are passages too, which each would find first; None where no id is on both sides.
+
+        mteb takes a passage of a query's own id out of what the query finds, whatever its text. So every passage that
+        shares an id with a query has to have that query's text (up to case and blanks), and none may answer it.
+        """
+        both = self.corpus.keys() & self.queries.keys()
+        if not both:
+            return None
+        copies = all(_same(self.queries[name][1], *self.corpus[name]) for name in both)
+        return copies and not any(self.judged.get(name, {}).get(name, 0) > 0 for name in both)
+
+
+def _same(query: str, title: str, text: str) -> bool:
+    asked, *passages = (" ".join(said.casefold().split()) for said in (query, text, titled(title, text)))
+    return asked in passages
+
+
+def _splits(path: str, asked: Sequence[str] | None) -> list[str]:
+    """The splits to score.
+
+    Raises:
+        ValueError: one that is not there, or none is asked for where there are several.
+    """
+    there = _splits_there(path)
+    if there is None:
+        chosen = list(dict.fromkeys(asked or ["test"]))
+        if len(chosen) > 1:
+            named = ", ".join(map(repr, chosen))
+            raise ValueError(f"{path}: split: {named} are {len(chosen)}, and its rows are one; name one")
+        return chosen
     chosen = list(asked or (["test"] if "test" in there else there))
     missing = [split for split in chosen if split not in there]
     if missing or (len(chosen) > 1 and not asked):
         wrong = repr(missing[0]) if missing else "none is called 'test', and more than one is there"
-        raise ValueError(f"{path}: split: {wrong}; it has {', '.join(there)}; name one{hint(str(missing), there)}")
+        have = ", ".join(there) or "none"
+        raise ValueError(f"{path}: split: {wrong}; it has {have}; name one{hint(missing[0] if missing else '', there)}")
     return chosen
 
 
-def _collection(path: str, split: str) -> RetrievalSplitData:
-    """The parts of a BEIR folder."""
-    parts = beir_parts(path, split)
+def _splits_there(path: str) -> list[str] | None:
+    """The splits that a folder has; None for rows that have none: a file, or one dataset that was saved."""
+    place, container = Path(path), container_of(path)
+    if container in _COLLECTIONS and place.is_dir():
+        return list(_COLLECTIONS[container].splits(place))
+    listed = place / "dataset_dict.json"
+    if container != "saved" or not listed.is_file():
+        return None
+    try:
+        return [str(name) for name in json.loads(listed.read_text("utf-8"))["splits"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{listed}: names no splits; save it again") from error
+
+
+def _read(path: str, split: str) -> _Collection:
+    container = container_of(path)
+    if container in _COLLECTIONS and Path(path).is_dir():
+        return _judged(path, split, _COLLECTIONS[container].parts(path, split))
+    return _pairs(path, split)
+
+
+def _judged(path: str, split: str, parts: Parts) -> _Collection:
+    """A collection as its files have it."""
     corpus, queries = _texts(parts.passages()), _texts(parts.queries())
     judged: dict[str, dict[str, int]] = {}
-    for at, (query, passage, grade) in _firm(parts.judgements()):
-        for kind, name, known in (("query", query, queries), ("passage", passage, corpus)):
-            if name not in known:
-                raise ValueError(f"{at}: there is no {kind} {shortened(name)}; add it, or remove the judgement")
-        judged.setdefault(query, {})[passage] = grade
+    with Joins() as joins:
+        for error in parts.judge(joins):
+            raise error
+        for query, passage, grade, at in joins.judgements():
+            for kind, name, known in (("query", query, queries), ("passage", passage, corpus)):
+                if name not in known:
+                    raise ValueError(f"{at}: there is no {kind} {shortened(name)}; add it, or remove the judgement")
+            judged.setdefault(query, {})[passage] = grade
     if not judged:
-        raise ValueError(f"{path}: no judgement in qrels/{split}; write at least one")
-    return _data(corpus, queries, judged)
+        raise ValueError(f"{path}: no judgement in the qrels of {split!r}; write at least one")
+    return _Collection(corpus, queries, judged)
 
 
 def _texts(part: Iterator[tuple[str, Any]]) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
-    for at, (name, title, text) in _firm(part):
+    for at, row in part:
+        if isinstance(row, ValueError):
+            raise row
+        name, title, text = row
         if name in found:
             raise ValueError(f"{at}: id: {name!r} stands in an earlier row too; give each text an id of its own")
         found[name] = (title, text)
     return found
 
 
-def _firm(part: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    for at, row in part:
-        if isinstance(row, ValueError):
-            raise row
-        yield at, row
-
-
-def _pairs(path: str, split: str) -> RetrievalSplitData:
+def _pairs(path: str, split: str) -> _Collection:
     """Pairs as a collection."""
     queries: dict[str, str] = {}
     corpus: dict[str, str] = {}
     judged: dict[str, dict[str, int]] = {}
-    for row in DataSource(path=path).rows():
+    for row in DataSource(path=path, split=split).rows():
         query = queries.setdefault(row["query"], f"q{len(queries)}")
         for text in (*row["positives"], *row["negatives"]):
             corpus.setdefault(text, f"d{len(corpus)}")
         judged.setdefault(query, {}).update({corpus[text]: 1 for text in row["positives"]})
-    passages = {name: ("", text) for text, name in corpus.items()}
-    return _data(passages, {name: ("", text) for text, name in queries.items()}, judged)
-
-
-def _data(
-    corpus: dict[str, tuple[str, str]], queries: dict[str, tuple[str, str]], judged: dict[str, dict[str, int]]
-) -> RetrievalSplitData:
-    titles, texts = zip(*corpus.values(), strict=True)
-    asked = [(name, text) for name, (_, text) in queries.items() if name in judged]
-    return RetrievalSplitData(
-        corpus=Dataset.from_dict({"id": list(corpus), "title": list(titles), "text": list(texts)}),
-        queries=Dataset.from_dict({"id": [name for name, _ in asked], "text": [text for _, text in asked]}),
-        relevant_docs=judged,
-        top_ranked=None,
-    )
+    passages, asked = ({name: ("", text) for text, name in texts.items()} for texts in (corpus, queries))
+    return _Collection(passages, asked, judged)

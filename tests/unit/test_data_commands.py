@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from tests.corpora import tree
 from tests.tiny import tiny_folder, tiny_tokenizer
 from tests.unit.data_samples import write_lines
-from ullme.apps.data_check import EvaluationTexts, check_data
+from ullme.apps import data_check
+from ullme.apps.data_check import EvaluationTexts, Length, check_data
 from ullme.apps.data_mine import Miner, mine_data
 from ullme.apps.data_stats import data_stats, percentile
 from ullme.cli import main
@@ -96,6 +99,135 @@ def test_tokens_are_those_of_the_model(rows, tmp_path, capsys):
     assert "tokens" in capsys.readouterr().out
     assert main(["data", "check", str(rows), "--model", str(model), "--longest", "10"]) == 0
     assert "too long" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["你好世界" * 45, "🙂" * 60, "e\u0301" * 80], ids=["Chinese", "emoji", "accents"])
+def test_a_text_of_more_tokens_than_characters_is_too_long(tmp_path, capsys, text):
+    model = tiny_folder(tmp_path / "tiny")
+    path = write_lines(tmp_path / "rows.jsonl", [{"query": "short", "positive": text}])
+    tokens = len(tiny_tokenizer()(text)["input_ids"])
+    assert len(text) <= 200 < tokens
+    report = tmp_path / "report.jsonl"
+    assert main(["data", "check", str(path), "--model", str(model), "--longest", "200", "--report", str(report)]) == 0
+    assert [json.loads(line)["said"] for line in report.read_text().splitlines()] == [
+        f"{path}:1: positives[0]: {tokens} tokens, more than 200"
+    ]
+
+
+def test_special_tokens_count_towards_the_length(rows):
+    found = check_data([DataSource(path=str(rows))], length=Length("tokens", lambda text: len(text) + 300, 200))
+    assert found.counts["too long"] == sum(1 + 1 + len(row["negatives"]) for row in ROWS)
+
+
+# ---- the report of check ----
+
+
+def beir(folder):
+    (folder / "qrels").mkdir(parents=True)
+    write_lines(folder / "corpus.jsonl", [{"_id": "a", "text": "a dog barks at the moon"}])
+    write_lines(folder / "queries.jsonl", [{"_id": "q", "text": "what barks at the moon"}])
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\n")
+    return folder
+
+
+OWN_INPUTS = {
+    "the file": (["pairs.jsonl"], "pairs.jsonl"),
+    "by another path": (["pairs.jsonl"], "more/../pairs.jsonl"),
+    "by a link": (["pairs.jsonl"], "link.jsonl"),
+    "the file behind a link": (["link.jsonl"], "pairs.jsonl"),
+    "the second file": (["pairs.jsonl", "more/b.jsonl"], "more/b.jsonl"),
+    "of a pattern": (["more/*.jsonl"], "more/b.jsonl"),
+    "of a folder": (["beir"], "beir/corpus.jsonl"),
+    "of a folder's folder": (["beir"], "beir/qrels/train.tsv"),
+    "new in a folder": (["beir"], "beir/report.jsonl"),
+    "linked from a folder": (["linked"], "pairs.jsonl"),
+    "a test's file": (["pairs.jsonl", "--against", "held.jsonl"], "held.jsonl"),
+    "a test's folder": (["pairs.jsonl", "--against", "beir"], "beir/queries.jsonl"),
+    "a task's local data": (
+        ["pairs.jsonl", "--against", "SciFact", "--data-dir", "tasks"],
+        "tasks/mteb/scifact/corpus.jsonl",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN_INPUTS)
+def test_a_report_over_what_is_read_is_refused_before_it_is_read(tmp_path, monkeypatch, capsys, case):
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "pairs.jsonl", ROWS)
+    write_lines(tmp_path / "held.jsonl", ROWS)
+    for name in ("more", "linked", "tasks/mteb/scifact"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("more/a.jsonl", "more/b.jsonl", "tasks/mteb/scifact/corpus.jsonl"):
+        write_lines(tmp_path / name, ROWS)
+    for name in ("link.jsonl", "linked/train.jsonl"):
+        os.symlink(tmp_path / "pairs.jsonl", tmp_path / name)
+    beir(tmp_path / "beir")
+    before = tree(tmp_path)
+    monkeypatch.setattr(data_check, "check_data", None)
+    arguments, report = OWN_INPUTS[case]
+    assert main(["data", "check", *arguments, "--report", report]) == 2
+    error = capsys.readouterr().err
+    assert f"report: {report!r} " in error and "name another file" in error and error.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("broken"), OSError("no room")])
+def test_a_check_that_fails_leaves_the_report_of_before(rows, tmp_path, monkeypatch, error):
+    def failing(*sources, tell, **options):
+        tell(data_check.Finding("malformed", "the first of many"))
+        raise error
+
+    report = tmp_path / "report.jsonl"
+    report.write_text("the report of before\n")
+    before = tree(tmp_path)
+    monkeypatch.setattr(data_check, "check_data", failing)
+    assert main(["data", "check", str(rows), "--report", str(report)]) != 0
+    assert tree(tmp_path) == before
+    monkeypatch.undo()
+    assert main(["data", "check", str(rows), "--report", str(report)]) == 0
+    assert "duplicate" in report.read_text() and sorted(tree(tmp_path)) == ["report.jsonl", "rows.jsonl"]
+
+
+def test_a_report_may_be_a_link_or_a_device_which_stays_one(rows, tmp_path):
+    (tmp_path / "old.jsonl").write_text("the report of before\n")
+    os.symlink(tmp_path / "old.jsonl", tmp_path / "link.jsonl")
+    assert main(["data", "check", str(rows), "--report", str(tmp_path / "link.jsonl")]) == 0
+    assert (tmp_path / "link.jsonl").is_symlink() and "duplicate" in (tmp_path / "old.jsonl").read_text()
+    os.symlink("/dev/null", tmp_path / "null")
+    assert main(["data", "check", str(rows), "--report", str(tmp_path / "null")]) == 0
+    assert (tmp_path / "null").is_symlink() and not os.path.isfile("/dev/null")
+
+
+@pytest.mark.parametrize(("name", "said"), [("folder", "is a folder"), ("none/report.jsonl", "there is no folder")])
+def test_a_report_that_cannot_be_written_is_refused(rows, tmp_path, capsys, name, said):
+    (tmp_path / "folder").mkdir()
+    assert main(["data", "check", str(rows), "--report", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: report: {str(tmp_path / name)!r}") and said in error
+
+
+def test_no_other_output_of_data_is_put_over_what_is_read(rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    for name in ("passages.jsonl", "queries-0.jsonl", "out-embeddings/passages.jsonl", "corpus/passages.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_lines(tmp_path / name, [{"query": "what barks", "positive": "a dog", "text": "a dog"}])
+    before = tree(tmp_path)
+    mine = ["data", "mine", "no-model"]
+    for command, said in (
+        (["data", "convert", "rows.jsonl", "rows.jsonl"], "is there already"),
+        ([*mine, "rows.jsonl", "rows.jsonl"], "is there already"),
+        ([*mine, "passages.jsonl", "out.jsonl", "--embeddings", "."], "embeddings: '.' "),
+        ([*mine, "queries-0.jsonl", "out.jsonl", "--embeddings", str(tmp_path)], "embeddings: "),
+        ([*mine, "rows.jsonl", "out.jsonl", "--corpus", "passages.jsonl", "--embeddings", "."], "embeddings: "),
+        ([*mine, "rows.jsonl", "out.jsonl", "--corpus", "corpus", "--embeddings", "corpus"], "embeddings: "),
+        ([*mine, "out-embeddings/passages.jsonl", "out.jsonl"], "embeddings: 'out-embeddings' "),
+    ):
+        assert main(command) == 2
+        assert said in capsys.readouterr().err
+        assert tree(tmp_path) == before
+    assert main(["data", "stats", "rows.jsonl", "--plots", "."]) == 0
+    assert {name: tree(tmp_path)[name] for name in before} == before
 
 
 def test_percentiles_are_values_that_occur():

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
 
 from rich.table import Table
 
@@ -169,7 +175,8 @@ def _duplicates(row: dict[str, Any], at: str, seen: Seen) -> Iterator[Finding]:
 
 def _lengths(row: dict[str, Any], at: str, length: Length) -> Iterator[Finding]:
     for name, text in (("query", row["query"]), *_passages(row)):
-        if len(text) > length.most and (count := length.of(text)) > length.most:
+        # nothing less than counting tells: a character of Chinese may be three tokens
+        if (count := length.of(text)) > length.most:
             yield Finding("too long", f"{at}: {name}: {count} {length.unit}, more than {length.most}")
 
 
@@ -193,3 +200,53 @@ def text_digest(*texts: str) -> bytes:
     for text in texts:
         digest.update(b"%d " % len(text) + text.encode())
     return digest.digest()
+
+
+@contextmanager
+def reported(path: Path | None, inputs: Iterable[str | Path] = ()) -> Iterator[Callable[[Finding], None]]:
+    """Takes findings, and writes them where a file was named; it is there when all are, and until then as it was.
+
+    Args:
+        path: the file, a JSON object per line; None writes nothing.
+        inputs: files and folders that are read, and so must not be written over.
+
+    Raises:
+        ValueError: the file is one of the inputs or in one, is a folder, or would be in none.
+    """
+    if path is None:
+        yield lambda finding: None
+        return
+    for place in inputs:
+        if is_within(path, place):
+            raise ValueError(f"report: {str(path)!r} is read as data ({str(place)!r}); name another file outside of it")
+    if path.is_dir():
+        raise ValueError(f"report: {str(path)!r} is a folder; name a .jsonl file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"report: {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
+    with _written_whole(path) as file:
+        yield lambda finding: file.writelines((json.dumps(finding._asdict(), ensure_ascii=False), "\n"))
+
+
+def is_within(path: Path, place: str | Path) -> bool:
+    """Whether a path is this file, under whatever name, or lies in this folder; what does not exist holds nothing."""
+    if os.path.isdir(place):
+        inside = path.resolve().is_relative_to(Path(place).resolve())
+        return inside or path.exists() and any(path.samefile(p) for p in Path(place).rglob("*") if p.is_file())
+    return os.path.exists(place) and path.exists() and path.samefile(place)
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[TextIO]:
+    """A file that takes its name when it is whole; a device or a pipe is written as it is."""
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    path = path.resolve()  # of a link, what it leads to
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        with (aside / path.name).open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(aside / path.name, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

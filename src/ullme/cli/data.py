@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import typer
 from ullme.cli import model_options as options
 
 if TYPE_CHECKING:
-    from ullme.apps.data_check import EvaluationTexts, Finding, Length
+    from ullme.apps.data_check import EvaluationTexts, Length
     from ullme.data import DataSource
 
 data = typer.Typer(help="Check, convert, mine and count training data in any usual format.", no_args_is_help=True)
@@ -43,13 +43,13 @@ def check(
     report: Annotated[Path | None, typer.Option(help="A .jsonl file for every finding.")] = None,
 ) -> None:
     """Report what is wrong and where: bad rows, duplicates, over-long texts, test texts. Exit code 1: do not train."""
-    from ullme.apps.data_check import check_data
+    from ullme.apps.data_check import check_data, reported
     from ullme.cli.console import stdout
     from ullme.reproduce.overlap import normalised
 
     listed = [_source(path, format_name, split) for path in sources]
-    length = _length(model, longest)
-    with _reported(report) as tell:
+    with reported(report, () if report is None else _read_by(listed, against or [], data_dir)) as tell:
+        length = _length(model, longest)
         found = check_data(listed, _tests(against, data_dir), length=length, normalised=normalised, tell=tell)
     stdout().print(found.table())
     if not found.good:
@@ -143,6 +143,11 @@ def mine(
     from ullme.cli.encode_progress import shown_progress
     from ullme.eval.identity import fingerprint
 
+    pairs = _source(source, format_name, split)
+    _require_apart(
+        embeddings or output.with_name(f"{output.name.split('.')[0]}-embeddings"),  # as mine_data names it
+        [*_files([pairs]), *([] if corpus is None else [str(corpus)])],
+    )
     settings = options.stated(attention=attention, pooling=pooling, dtype=dtype, max_length=max_length)
     miner = Miner(model, partial(load, model, settings), fingerprint, prompt, query_prompt, device, batch_size)
     how: dict[str, Any] = {"count": count, "range_min": range_min, "range_max": range_max, "sampled": sampled}
@@ -154,7 +159,7 @@ def mine(
     how |= {"min_score": min_score, "seed": seed, "keep_scores": scores, "corpus": corpus, "kept": embeddings, "to": to}
     with shown_progress() as progress:
         how |= {"cross_encoder": _cross_encoder(cross_encoder, device), "progress": progress}
-        done = mine_data(_source(source, format_name, split), output, miner, **how)
+        done = mine_data(pairs, output, miner, **how)
     said = f"{done.negatives} negatives for {done.rows} rows in {output}; {done.without} rows have none"
     stdout().print(said, soft_wrap=True, markup=False)
 
@@ -189,20 +194,44 @@ def _tests(names: list[str] | None, data_dir: Path | None) -> Iterator[Evaluatio
         yield EvaluationTexts(*texts_of(with_local_data(task, root) if root else task))
 
 
-@contextmanager
-def _reported(path: Path | None) -> Iterator[Any]:
-    """Takes findings, and writes them where a file was named."""
-    import json
+def _files(sources: Sequence[DataSource]) -> Iterator[str]:
+    """The files and folders that sources name; of a pattern that none fits, nothing."""
+    for source in sources:
+        try:
+            yield from source.files()
+        except ValueError:  # said where it is read
+            continue
 
-    if path is None:
-        yield lambda finding: None
+
+def _read_by(sources: Sequence[DataSource], against: Sequence[str], data_dir: Path | None) -> Iterator[str | Path]:
+    """The files and folders that a check reads, those that may hold the local data of tasks among them."""
+    from ullme.eval.local import data_folder
+    from ullme.eval.tasks import parts_of, select_tasks
+
+    yield from _files(sources)
+    yield from against
+    root = data_folder(data_dir)
+    named = [name for name in against if not os.path.exists(name)]
+    if root is None or not named:
         return
-    with path.open("w", encoding="utf-8") as file:
+    for path in (part.metadata.dataset["path"] for task in select_tasks(named) for part in parts_of(task)):
+        yield root / path
+        yield from root.glob(f"{path}@*")
 
-        def tell(finding: Finding) -> None:
-            file.write(json.dumps(finding._asdict(), ensure_ascii=False) + "\n")
 
-        yield tell
+def _require_apart(kept: Path, inputs: Sequence[str]) -> None:
+    """Pass if no list of texts that ``mine`` keeps with its embeddings takes the place of what it reads.
+
+    Raises:
+        ValueError: one does.
+    """
+    from ullme.apps.data_check import is_within
+
+    lists = [*kept.glob("passages.jsonl"), *kept.glob("queries-*.jsonl")]
+    for place in inputs:
+        folder = os.path.isdir(place) and kept.exists() and kept.samefile(place)
+        if folder or (os.path.isfile(place) and any(is_within(file, place) for file in lists)):
+            raise ValueError(f"embeddings: {str(kept)!r} would be written over {str(place)!r}; name another folder")
 
 
 def _cross_encoder(name: str | None, device: str | None) -> Any:

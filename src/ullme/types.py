@@ -148,7 +148,8 @@ class Batch:
     ``passage`` and ``generation`` hold B*P texts, the P passages of one query next to each other. ``generation`` is the
     passage after its query (which ``skip_N`` marks as context); None when no objective needs likelihoods.
     ``passage_mask_BP`` marks passages that exist, ``positive_mask_BP`` the positives among them.
-    ``query_key_B`` and ``passage_key_BP`` identify equal texts, so that a duplicate is never taken for a negative.
+    ``query_key_B`` and ``passage_key_BP`` identify equal texts, a passage that is a query's own text (without its
+    instruction) among them, so that none is taken for a negative; equal is what no longer differs after the cut.
 
     The rest is there when an objective needs it. ``mismatched`` holds, like ``generation``, the passages of another
     query of the global batch after this one. ``masked`` holds one text per query with hidden tokens. ``teacher_BP`` are

@@ -10,6 +10,8 @@ import torch
 from tests.tiny import tiny_tokenizer
 from ullme.data import PairCollator
 from ullme.data.collator import ABSENT
+from ullme.data.tables import text_key
+from ullme.objectives.functional import candidates
 from ullme.prompts import TextTokenizer, instruction_prompt
 from ullme.types import PairExample
 
@@ -94,6 +96,42 @@ def test_equal_texts_have_equal_keys_and_absent_ones_none(tokenizer):
     assert key_BP[0, 1] == key_BP[1, 0] and key_BP[0, 2] == key_BP[2, 0] and key_BP[0, 0] == key_BP[2, 1]
     assert ((key_BP == ABSENT) == ~batch.passage_mask_BP).all()
     assert len(set(batch.query_key_B.tolist())) == 3 and (batch.query_key_B >= 0).all()
+
+
+LONG = "a cat purrs and " * 40
+
+
+@pytest.mark.parametrize("options", [{}, {"append_eos": True}, {"echo": True}], ids=str)
+def test_texts_that_are_cut_to_the_same_tokens_have_equal_keys(options):
+    tokenizer = TextTokenizer(tiny_tokenizer(), max_length=64, **options)
+    pairs = [
+        PairExample(LONG + "sleeps", (LONG + "eats", "hush"), (LONG + "runs", "a " + LONG), instruction="Find it"),
+        PairExample(LONG, ("a cow moos",), (LONG + "eats", "hush", "a cat purrs and")),
+    ]
+    batch = PairCollator(tokenizer, positives_per_query=2, passage_prompt="passage: ")(pairs)
+    key, (first, second) = batch.passage_key_BP[0, 0], batch.passage_key_BP.tolist()
+    assert batch.query_key_B.tolist() == [key] * 2 and first[2] == second[2] == key
+    assert len({*first, *second} - {ABSENT}) == 5 and first[1] == second[3]
+    assert ((batch.passage_key_BP == ABSENT) == ~batch.passage_mask_BP).all()
+
+
+def test_a_key_is_of_the_text_unless_it_is_cut(tokenizer):
+    batch = PairCollator(tokenizer, passage_prompt="passage: ")(PAIRS)
+    assert batch.query_key_B.tolist() == [text_key(pair.query) for pair in PAIRS]
+    assert batch.passage_key_BP[0].tolist() == [*map(text_key, ["a cat purrs", "a dog barks", "a cow moos"]), ABSENT]
+
+
+def test_a_query_with_an_instruction_has_the_key_of_a_passage_of_its_text(tokenizer):
+    pairs = [PairExample("what purrs", ("a cat",), ("what purrs",), instruction="Find the animal"), PAIRS[0]]
+    batch = PairCollator(tokenizer)(pairs)
+    assert batch.query_key_B.tolist() == [batch.passage_key_BP[0, 1]] * 2
+
+
+def test_what_is_cut_off_makes_no_negative(tokenizer):
+    pairs = [PairExample("what purrs", (LONG + "eats",), (LONG + "runs", "a dog")), PairExample("q", ("p",), (LONG,))]
+    batch = PairCollator(tokenizer)(pairs)
+    keys = (batch.passage_mask_BP, batch.positive_mask_BP, batch.query_key_B, batch.passage_key_BP)
+    assert candidates(*keys).negative_BC[0].tolist() == [False, False, True, True, False, False]
 
 
 @pytest.mark.parametrize("negatives, width", [(None, 4), (0, 1), (1, 2), (3, 4), (7, 8)])

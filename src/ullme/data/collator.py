@@ -89,15 +89,15 @@ class PairCollator:
         passage_mask_BP = torch.tensor([[p is not None for p in row] for row in passages], dtype=torch.bool).view(shape)
         positive_mask_BP = passage_mask_BP.clone()
         positive_mask_BP[:, self.positives_per_query :] = False
-        keys = [[ABSENT if p is None else text_key(p) for p in row] for row in passages]
+        passage, passage_key_BP = self._passages(passages, passage_mask_BP)
         return Batch(
             query=self._queries(examples),
-            passage=self._passages(passages, passage_mask_BP),
+            passage=passage,
             generation=self._generation(examples, passages, passage_mask_BP) if self.generation else None,
             passage_mask_BP=passage_mask_BP,
             positive_mask_BP=positive_mask_BP,
-            query_key_B=torch.tensor([text_key(e.query) for e in examples], dtype=torch.long),
-            passage_key_BP=torch.tensor(keys, dtype=torch.long).view(shape),
+            query_key_B=self._read_passages([e.query for e in examples])[1],
+            passage_key_BP=passage_key_BP,
             row_ids=tuple(e.row_id for e in examples),
             masked=None if self.masking is None else self._masked(examples, passages, self.masking),
             teacher_BP=_scores(examples, chosen, shape),
@@ -120,9 +120,22 @@ class PairCollator:
         prompts = [instruction_prompt(e.instruction) or self.query_prompt for e in examples]
         return self.text_tokenizer.texts([e.query for e in examples], prompts)
 
-    def _passages(self, passages: list[list[str | None]], passage_mask_BP: Tensor) -> Texts:
-        present = [p for row in passages for p in row if p is not None]
-        return _with_absent(self.text_tokenizer.texts(present, self.passage_prompt), passage_mask_BP)
+    def _passages(self, passages: list[list[str | None]], passage_mask_BP: Tensor) -> tuple[Texts, Tensor]:
+        present, key_N = self._read_passages([p for row in passages for p in row if p is not None])
+        key_BP = torch.full_like(passage_mask_BP, ABSENT, dtype=torch.long).masked_scatter(passage_mask_BP, key_N)
+        return _with_absent(present, passage_mask_BP), key_BP
+
+    def _read_passages(self, texts: Sequence[str]) -> tuple[Texts, Tensor]:
+        """Texts read as passages, and their keys, (N,).
+
+        A key is of the text; where its tokens fill ``max_length`` it is of these, since what is cut off tells no two
+        passages apart. A query's key is that of its bare text read so, which another row's passage may equal.
+        """
+        read = self.text_tokenizer.texts(texts, self.passage_prompt)
+        parts = read.ids_X.split(read.lengths_N.tolist())
+        full_N = (read.lengths_N >= self.text_tokenizer.max_length).tolist()
+        known = [str(p.tolist()) if full else t for t, p, full in zip(texts, parts, full_N, strict=True)]
+        return read, torch.tensor([text_key(name) for name in known], dtype=torch.long)
 
     def _generation(
         self, examples: Sequence[PairExample], passages: list[list[str | None]], passage_mask_BP: Tensor

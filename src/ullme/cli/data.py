@@ -48,7 +48,7 @@ def check(
     from ullme.reproduce.overlap import normalised
 
     listed = [_source(path, format_name, split) for path in sources]
-    with reported(report, () if report is None else _read_by(listed, against or [], data_dir)) as tell:
+    with reported(report, _read_by(listed, against or [], data_dir)) as tell:
         length = _length(model, longest)
         found = check_data(listed, _tests(against, data_dir), length=length, normalised=normalised, tell=tell)
     stdout().print(found.table())

@@ -75,7 +75,7 @@ class Parts:
 
 def is_beir(path: str) -> bool:
     """Whether this is a BEIR folder: a corpus, queries and judgements."""
-    return all(_part_files(Path(path), part) for part in ("corpus", "queries")) and bool(beir_splits(Path(path)))
+    return all(part_files(Path(path), part) for part in ("corpus", "queries")) and bool(beir_splits(Path(path)))
 
 
 def is_msmarco(path: str) -> bool:
@@ -101,7 +101,7 @@ def beir_parts(path: str, split: str) -> Parts:
     Raises:
         ValueError: one is missing.
     """
-    folder, files = Path(path), {part: _part_files(Path(path), part) for part in ("corpus", "queries")}
+    folder, files = Path(path), {part: part_files(Path(path), part) for part in ("corpus", "queries")}
     for part, found in files.items():
         if not found:
             raise ValueError(f"{path}: no {part}.jsonl; give a BEIR folder: corpus.jsonl, queries.jsonl, qrels/")
@@ -163,7 +163,7 @@ def _listed_triples(folder: Path, split: str) -> list[Path]:
     return sorted(p for p in folder.glob(f"qidpidtriples.{split}*") if p.name.endswith(_TSV))
 
 
-def _part_files(folder: Path, part: str) -> list[Path]:
+def part_files(folder: Path, part: str) -> list[Path]:
     """The file of a part, or the files in its folder."""
     beside = [folder / f"{part}{suffix}" for suffix in SUFFIXES]
     found = [path for path in beside if path.is_file()][:1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ullme.data.judged import _part_files
+from ullme.data.judged import part_files
 from ullme.data.readers import SUFFIXES, Reader, format_of, reader_of
 from ullme.data.rows import titled
 from ullme.data.wording import hint, shortened
@@ -159,7 +159,7 @@ def _column(row: dict[str, Any], named: str | None, usual: tuple[str, ...], at: 
 
 def _beir_files(folder: Path) -> dict[str, list[Path]]:
     """The parts of a BEIR folder that are there, each with its files as training reads them; none of a file."""
-    found = {part: _part_files(folder, part) for part in PARTS}
+    found = {part: part_files(folder, part) for part in PARTS}
     return {part: paths for part, paths in found.items() if paths}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,13 +18,33 @@ def is_distributed() -> bool:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """This process's number, from 0.
+
+    Raises:
+        ValueError: as for ``require_joined``: 0 would be wrong for all but one.
+    """
+    require_joined()
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """How many processes share the batch."""
+    """How many processes share the batch: 1 until they have joined."""
     return dist.get_world_size() if is_distributed() else 1
+
+
+def require_joined() -> None:
+    """Pass unless a launcher started this process as one of several and it has not joined them.
+
+    Raises:
+        ValueError: it has not, and would do the work of all by itself, beside the others.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if launched > 1 and not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            f"WORLD_SIZE: this process was launched as one of {launched} and has not joined the others; make the "
+            "training arguments first, training_arguments(...) or GradCacheTrainer(...), with use_cpu=True where there "
+            "are no GPUs; or start one process"
+        )
 
 
 def global_sum(value: float | Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from transformers import TrainingArguments
 
 from tests.unit.training import pairs, tiny_model, trainer, weights
-from ullme.data import PairCollator
+from ullme import distributed
+from ullme.data import PairCollator, TokenMasking, train_loader
 from ullme.trainer import EmbeddingTrainer, plot_losses, training_arguments
 
 
@@ -124,6 +125,28 @@ def test_evaluation_reports_each_objective_and_changes_nothing(tmp_path):
     assert all(torch.equal(right[name], found[name]) for name in right)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["sampled passages", "masked tokens"])
+def test_evaluation_is_of_the_same_texts_in_every_epoch(tmp_path, masked):
+    """At a learning rate of 0, though training samples and masks anew each epoch with the same collator."""
+    model = tiny_model(tmp_path)
+    masking = TokenMasking(0.4, token_id=3, replacement="all", vocabulary=64, special_ids=frozenset({0}))
+    collator = PairCollator(model.text_tokenizer, 1, choice="sampled", masking=masking if masked else None)
+    values = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "save_strategy": "no"}
+    args = training_arguments(**values, learning_rate=0.0, num_train_epochs=3, eval_strategy="epoch")
+    run = EmbeddingTrainer(
+        model,
+        [{"type": "mntp" if masked else "contrastive"}],
+        args,
+        train_dataset=pairs(),
+        data_collator=collator,
+        eval_dataset=pairs(10, negatives=2),
+    )
+    run.train()
+    evaluated = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    assert len(evaluated) == 3 and len(set(evaluated)) == 1
+    assert collator.epoch == 2  # training's own goes on
+
+
 def test_bf16_autocast_on_the_cpu_keeps_adapters_and_losses_in_float32(tmp_path):
     model = tiny_model(tmp_path)
     run = trainer(tmp_path, model, bf16=True, max_steps=3, chunk_tokens=150)
@@ -210,6 +233,25 @@ def test_batches_that_lack_generation_texts_are_refused_with_the_cure(tmp_path):
         trainer(tmp_path, model, train_loader=loader, max_steps=1).train()
     with pytest.raises(ValueError, match="yields list, not Batch"):
         trainer(tmp_path, model, train_loader=[[1, 2]], max_steps=1).train()
+
+
+def test_a_loader_for_other_processes_than_those_that_run_is_refused(tmp_path):
+    model = tiny_model(tmp_path)
+    loader = train_loader(pairs(), PairCollator(model.text_tokenizer), 4, rank=0, world_size=2)
+    with pytest.raises(ValueError, match=r"train_loader: .*2 processes.* 1 .*leave rank and world_size out"):
+        EmbeddingTrainer(model, args=training_arguments(output_dir=str(tmp_path), use_cpu=True), train_loader=loader)
+
+
+def test_a_process_that_is_one_of_several_and_alone_is_refused(tmp_path, monkeypatch):
+    """As torchrun starts processes that find no GPU and are not told to use the CPU."""
+    model, args = tiny_model(tmp_path), training_arguments(output_dir=str(tmp_path), use_cpu=True)
+    assert distributed.rank() == 0
+    for name, value in {"LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="one of 2 .*use_cpu=True"):
+        EmbeddingTrainer(model, args=args, train_loader=[])
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert distributed.rank() == 0
 
 
 def test_the_callers_arguments_are_left_alone(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -12,18 +13,41 @@ from ullme.data.collator import PairCollator
 from ullme.data.sampler import EpochSampler, PairBatchSampler, StreamBatchSampler
 from ullme.data.schema import PairDataset
 from ullme.data.stream import PairStream
-from ullme.data.windows import SHUFFLE_ROWS, StreamBatches
+from ullme.data.windows import SHUFFLE_ROWS, BatchRef, StreamBatches
 from ullme.types import PairExample
 
 #: How torch states an error of a worker, before the error's own words.
 _IN_WORKER = "in DataLoader worker process"
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which rows of every batch are this process's: ``rank::world_size``.
+
+    What is None is as ``torch.distributed`` says whenever it is asked for: a loader is often made before the processes
+    have joined, which they do where the training arguments are made.
+    """
+
+    given_rank: int | None = None
+    given_world_size: int | None = None
+
+    @property
+    def rank(self) -> int:
+        """This process's number; ValueError if it was launched as one of several that it has not joined."""
+        return distributed.rank() if self.given_rank is None else self.given_rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share every batch."""
+        return distributed.world_size() if self.given_world_size is None else self.given_world_size
+
+
 class PairLoader(DataLoader[PairExample]):
     """A DataLoader of ``Batch`` whose ``set_epoch`` reaches its batch sampler, and through it the collator.
 
-    Its place is ``(epoch, batches taken)``. ``transformers.Trainer`` restores it by ``skip_first_batches``; a loop of
-    one's own by ``state_dict`` and ``load_state_dict``. Neither reads what is passed over.
+    Its length is that of every rank, and the same before the processes have joined. So is its place, ``(epoch, batches
+    taken)``: ``transformers.Trainer`` restores it by ``skip_first_batches``; a loop of one's own by ``state_dict`` and
+    ``load_state_dict``. Neither reads what is passed over.
     """
 
     _taken = 0
@@ -80,31 +104,103 @@ def train_loader(
     """A loader of this rank's share of every global batch of ``batch_size`` rows.
 
     The global batches are the same for every number of ranks and workers. Hand the loader to the trainer as it is: it
-    is already split over the ranks, so accelerate must not split it again.
+    is already split over the ranks, so accelerate must not split it again. Which rank this is it finds out each time
+    that it is iterated, so that it may be made before the processes have joined.
 
     Args:
         dataset: pairs in memory (``load_pairs``), or read while training goes on (``stream_pairs``).
         collator: rows to ``Batch``.
-        batch_size: rows of a global batch.
+        batch_size: rows of a global batch: of all processes together.
         seed: of all that is shuffled.
         drop_last: leave out batches that are not full; of a stream the uneven rest of an epoch.
         one_source: every batch from one source.
         unique_texts: no text twice in a batch.
         shuffle_rows: rows of a stream, or of sources with weights, that are held and shuffled together.
-        rank: this process; by default as ``torch.distributed`` says.
-        world_size: how many processes share every batch.
+        rank: this process; by default as ``torch.distributed`` says when the loader is iterated.
+        world_size: how many processes share every batch; by default in the same way.
         num_workers: processes that prepare batches.
         pin_memory: copy batches into pinned memory.
     """
-    rank = distributed.rank() if rank is None else rank
-    world_size = distributed.world_size() if world_size is None else world_size
+    share = Share(rank, world_size)
     shared: dict[str, Any] = {"collate_fn": collator, "num_workers": num_workers, "pin_memory": pin_memory}
     options: dict[str, Any] = {"seed": seed, "drop_last": drop_last, "one_source": one_source}
-    options |= {"unique_texts": unique_texts, "rank": rank, "world_size": world_size}
+    options |= {"unique_texts": unique_texts}
     if isinstance(dataset, PairDataset) and dataset.weights is None:
-        sampler = PairBatchSampler(dataset, batch_size, on_epoch=collator.set_epoch, **options)
+        sampler = _SharedPairs(dataset, batch_size, share=share, on_epoch=collator.set_epoch, **options)
         return PairLoader(dataset, batch_sampler=sampler, **shared)
-    batches = StreamBatches(dataset, batch_size, shuffle_rows=shuffle_rows, **options)
+    batches = _SharedStream(dataset, batch_size, shuffle_rows=shuffle_rows, **options)
     counts = [pool.batches for pool in batches.pools]
-    references = StreamBatchSampler(counts, batch_size, seed, collator.set_epoch)
+    references = _SharedReferences(counts, batch_size, seed, collator.set_epoch, share=share)
     return PairLoader(batches, batch_sampler=references, **shared)
+
+
+def require_share_of_running(loader: object) -> None:
+    """Pass unless a loader splits its batches, and otherwise than over the processes that run.
+
+    Raises:
+        ValueError: it does, so that rows would be trained on twice, or left out.
+    """
+    share = _share_of(loader)
+    if share is None:
+        return
+    running, cure = distributed.world_size(), "leave rank and world_size out of ullme.data.train_loader(...)"
+    if share.world_size != running:
+        several = "" if share.world_size == 1 else "es"
+        raise ValueError(
+            f"train_loader: its batches are for {share.world_size} process{several} and {running} run; {cure}"
+        )
+    if share.rank != distributed.rank():
+        raise ValueError(f"train_loader: its rows are those of rank {share.rank}, this is {distributed.rank()}; {cure}")
+
+
+def _share_of(loader: object) -> Share | None:
+    """Of which process the rows are that a loader gives; None if it does not split its batches, or is not ours."""
+    sampler, dataset = getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)
+    if isinstance(sampler, _SharedPairs | _SharedReferences):
+        return sampler.share
+    if isinstance(sampler, PairBatchSampler):
+        return Share(sampler.rank, sampler.world_size)
+    return Share(dataset.rank, dataset.world_size) if isinstance(dataset, StreamBatches) else None
+
+
+class _SharedPairs(PairBatchSampler):
+    """Batches of rows of which each iteration takes the share that is this process's when it begins."""
+
+    def __init__(self, *args: Any, share: Share, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.share = share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.rank, self.world_size = self.share.rank, self.share.world_size
+        return super().__iter__()
+
+
+@dataclass(frozen=True)
+class _SharedRef(BatchRef):
+    """A batch of a stream, and whose rows of it are wanted: who reads it may be a worker, which is in no group."""
+
+    rank: int
+    world_size: int
+
+
+class _SharedReferences(StreamBatchSampler):
+    """References to the batches of a stream, with the share that is this process's when an iteration begins."""
+
+    def __init__(self, *args: Any, share: Share, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.share = share
+
+    def __iter__(self) -> Iterator[list[BatchRef]]:
+        rank, world_size = self.share.rank, self.share.world_size
+        for (ref,) in super().__iter__():
+            yield [_SharedRef(ref.epoch, ref.pool, ref.batch, rank, world_size)]
+
+
+class _SharedStream(StreamBatches):
+    """Batches of a stream by references that say whose rows are wanted."""
+
+    def __getitems__(self, refs: Sequence[BatchRef]) -> list[PairExample]:
+        (ref,) = refs
+        assert isinstance(ref, _SharedRef), "these references come from another sampler"
+        self.rank, self.world_size = ref.rank, ref.world_size
+        return super().__getitems__(refs)

@@ -15,6 +15,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ullme import distributed
 from ullme.data import PairCollator, PairDataset, train_loader, with_mismatched
+from ullme.data.loader import require_share_of_running
 from ullme.gradcache import gradcache_step
 from ullme.models import ULLME
 from ullme.models.half import HalfWeights
@@ -46,7 +47,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
         model: the model; moved to the training device.
         objectives: a preset's name, objectives, or mappings of a run file.
         args: training arguments; ``EmbeddingTrainingArguments`` has ullme's defaults.
-        train_loader: yields ``Batch``.
+        train_loader: yields ``Batch``; one of ``ullme.data.train_loader`` may be made before the training arguments.
         train_dataset: pairs, if no loader is given.
         data_collator: pairs to ``Batch``.
         eval_dataset: pairs, or several sets of them by name.
@@ -91,10 +92,13 @@ class EmbeddingTrainer(EvaluatingTrainer):
             raise ValueError("data_collator: is missing; give ullme.data.PairCollator(model.text_tokenizer)")
         if rank_agreement and isinstance(data_collator, PairCollator) and not data_collator.generation:
             raise ValueError("rank_agreement: True scores passages; give PairCollator(..., generation=True), or None")
+        args = _own_arguments(args)
+        distributed.require_joined()
+        require_share_of_running(train_loader)
         use_cache = model.config.use_cache
         super().__init__(
             model=model,
-            args=_own_arguments(args),
+            args=args,
             data_collator=cast(Any, data_collator),
             train_dataset=train_dataset,
             # the Trainer demands a set where it is to evaluate, and an evaluator may need none
@@ -115,6 +119,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
     def get_train_dataloader(self) -> Any:
         """The loader at hand, or one over the dataset; each process gets its own rows of every batch."""
         if self.train_loader is not None:
+            require_share_of_running(self.train_loader)
             return self.train_loader
         if not isinstance(self.train_dataset, PairDataset):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -45,6 +46,8 @@ class EvaluatingTrainer(ShardingTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The losses on the evaluation set(s) and the evaluator's metrics; training's random numbers stay untouched.
+
+        What a collator samples or hides of a row is that of epoch 0, whatever epoch training is in.
 
         Returns:
             ``eval_loss`` (weighted), ``eval_<objective>_loss``, with several sets ``eval_<set>_loss`` and so on, and
@@ -114,8 +117,8 @@ class EvaluatingTrainer(ShardingTrainer):
         loss_N = torch.zeros(len(self.objectives), dtype=torch.float64, device=self.args.device)
         figure_N2 = loss_N.new_zeros(len(figures), 2)
         broken: list[str] = []
+        collate = _held(self.data_collator)
         for chosen in batches:
-            collate: Any = self.data_collator
             batch = collate([rows[i] for i in chosen or [0]])
             found = self._losses(model, batch)
             if not chosen:
@@ -197,6 +200,15 @@ class EvaluatingTrainer(ShardingTrainer):
         """What sums over the batch need of a chunk; in eval mode, so that dropout does not enter them."""
         with eval_mode(model), self.accelerator.autocast():
             return model(batch=batch, needs=self.measures)
+
+
+def _held(collator: Any) -> Any:
+    """The collator at epoch 0: one that training also uses brings other texts of a row in every epoch."""
+    if not callable(getattr(collator, "set_epoch", None)):
+        return collator
+    held = copy.copy(collator)
+    held.set_epoch(0)
+    return held
 
 
 def not_finite(when: str, losses: Mapping[str, Any], rows: Sequence[str]) -> ValueError:

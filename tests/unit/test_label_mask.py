@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from ullme.data import PairCollator
 from ullme.models.loading import load_tokenizer, resolve
 from ullme.models.logprob import sequence_logp
 from ullme.models.settings import ModelSettings
-from ullme.prompts import GENERATION_TEMPLATE, TextTokenizer
+from ullme.prompts import ECHO_TEMPLATE, GENERATION_TEMPLATE, TextTokenizer
 from ullme.types import PairExample
 
 MAX_LENGTH = 48
@@ -156,7 +157,57 @@ def check_one_way_to_tokenise(tokenizer) -> None:
         assert torch.equal(batch.generation.rows([3 * i]).ids_X, texts.generation([query], [passage]).ids_X)
 
 
-CHECKS = [check_scored_tokens, check_context_tokens, check_cut_context, check_targets, check_one_way_to_tokenise]
+def shared(one: list[int], other: list[int]) -> int:
+    return next(
+        (i for i, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1), min(len(one), len(other))
+    )
+
+
+def echoed_alone(tokenizer, prompt: str, text: str) -> tuple[list[int], list[int]]:
+    """Context and second reading of an echoed text, as the tokenizer alone reads them, whatever their length."""
+    head = prompt + ECHO_TEMPLATE.format(text=text)
+    ids = tokenizer(head + text)["input_ids"]
+    skip = min(shared(tokenizer(head)["input_ids"], ids), len(ids) - 1)
+    return ids[:skip], ids[skip:]
+
+
+def check_echo(tokenizer) -> None:
+    """A text that fits is read whole, twice; of a longer one a beginning is, the longest that fits twice."""
+    prompt, length = (
+        "Find: ",
+        len(tokenizer("Find: " + ECHO_TEMPLATE.format(text="🐈‍⬛ﬁne") + "🐈‍⬛ﬁne")["input_ids"]) + 16,
+    )
+    texts = [*NASTY, *some_pairs(seed=3)[0]]
+    read = TextTokenizer(tokenizer, length, echo=True)
+    for text, kept, row in zip(texts, read.echoed(texts, prompt), rows(read.texts(texts, prompt)), strict=True):
+        assert row == echoed_alone(tokenizer, prompt, kept)
+        assert len(row[0]) + len(row[1]) <= length
+        if kept == text:
+            continue
+        assert text.startswith(kept) and bare_ids(tokenizer, kept)
+        assert sum(map(len, echoed_alone(tokenizer, prompt, text))) > length
+        assert sum(map(len, echoed_alone(tokenizer, prompt, text[: len(kept) + 16]))) > length, "more would fit"
+
+
+def check_cut_side(tokenizer) -> None:
+    """What starts a text, and its instruction, stay when it is cut, whatever side the tokenizer would cut."""
+    texts = [text for text in NASTY if len(text) > 20]
+    kept = TextTokenizer(tokenizer, 24).texts(texts, "Find: ")
+    left = copy(tokenizer)
+    left.truncation_side = "left"
+    found = TextTokenizer(left, 24).texts(texts, "Find: ")
+    assert rows(found) == rows(kept) and left.truncation_side == "left"
+
+
+CHECKS = [
+    check_scored_tokens,
+    check_context_tokens,
+    check_cut_context,
+    check_targets,
+    check_one_way_to_tokenise,
+    check_echo,
+    check_cut_side,
+]
 
 
 def test_thirty_kinds_of_tokenizers_are_tried():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 from pathlib import Path
 
@@ -259,3 +260,35 @@ def test_workers_share_no_open_file(tmp_path):
     stream = stream_pairs(path)  # its head leaves the row group open, half read
     assert ids_of(loader_of(stream, num_workers=2, shuffle_rows=40)) == ids_of(loader_of(stream, shuffle_rows=40))
     assert np.array_equal(stream.rows[0]._files[0].block_rows, [300])
+
+
+@pytest.mark.parametrize("one_source", [True, False])
+def test_no_batch_of_a_stream_has_a_known_positive_as_a_negative(tmp_path, one_source):
+    """Every second row has two positives; a row's negatives are the second positives of the rows after it."""
+    made = [
+        {"query": f"q{i}", "positive": [f"p{i}", f"r{i}"][: 1 + i % 2], "negatives": [f"r{i + j}" for j in range(1, 5)]}
+        for i in range(400)
+    ]
+    paths = [write_parquet(tmp_path / "a.parquet", made[:300]), write_jsonl(tmp_path / "b.jsonl", made[300:])]
+    stream = stream_pairs(paths)
+    options = {"shuffle_rows": 200, "one_source": one_source}
+    batches = StreamBatches(stream, 8, **options)
+    parts = [StreamBatches(stream, 8, rank=rank, world_size=3, **options) for rank in range(3)]
+    for epoch in (0, 1):
+        found = whole_epoch(batches, epoch)
+        assert sum(map(len, found)) >= 390  # a source's last window may have one batch alone
+        for batch in found:
+            known = {text for row in batch if len(row.positives) > 1 for text in row.positives}
+            assert not any(known.intersection(row.negatives) for row in batch)
+        assert all(whole_epoch(part, epoch) == found for part in parts)
+    whole = StreamBatches(stream, 400, positives_per_query=2, one_source=False)
+    assert list(map(len, whole_epoch(whole))) == [400]
+
+
+def test_a_streams_rows_that_know_each_others_negatives_are_left_out_where_no_batch_is_free(tmp_path, caplog):
+    made = [
+        {"query": f"q{i}", "positive": [f"p{i}", f"r{i}"], "negatives": [f"p{j}" for j in range(i)]} for i in range(6)
+    ]
+    with caplog.at_level(logging.WARNING):
+        found = whole_epoch(StreamBatches(stream_pairs(write_parquet(tmp_path / "a.parquet", made)), 2))
+    assert list(map(len, found)) == [1, 1, 1] and "3 of the 6 rows that were read together are left out" in caplog.text

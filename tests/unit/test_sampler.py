@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from accelerate import skip_first_batches
 
 from tests.tiny import tiny_tokenizer
 from ullme.data import PairBatchSampler, PairCollator, PairDataset, train_loader
-from ullme.data.dealing import deal, shared_texts
+from ullme.data.dealing import deal, kept_apart, shared_texts
 from ullme.prompts import TextTokenizer
 from ullme.types import PairExample
 
@@ -193,6 +194,92 @@ def test_workers_yield_the_same_batches():
         assert a.row_ids == b.row_ids and a.passage.ids_X.tolist() == b.passage.ids_X.tolist()
 
 
+def several(count, seed=0, positives=2, negatives=3, **options):
+    """Rows of several positives, whose negatives are positives of other rows."""
+    draw = np.random.default_rng(seed)
+    passages = [tuple(f"p{i}.{j}" for j in range(positives)) for i in range(count)]
+    others = [draw.permutation([j for j in range(count) if j != i])[:negatives] for i in range(count)]
+    return [
+        PairExample(f"q{i}", passages[i], tuple(passages[j][draw.integers(positives)] for j in others[i]), **options)
+        for i in range(count)
+    ]
+
+
+def known_as_negative(examples):
+    """Whether a row's negatives hold a positive of another row that has several."""
+    known = {text for e in examples if len(e.positives) > 1 for text in e.positives}
+    return any(known.intersection(e.negatives) for e in examples)
+
+
+KNOWN = {
+    "sparse": several(400),
+    "dense": several(60, negatives=20),
+    "most rows have one positive": several(40)
+    + [PairExample(f"x{i}", (f"y{i}",), ("p0.0", "p1.1")) for i in range(300)],
+}
+
+
+@pytest.fixture(params=KNOWN)
+def known(request):
+    return PairDataset.from_examples(KNOWN[request.param])
+
+
+def test_a_positive_that_was_not_chosen_is_no_other_rows_negative():
+    dataset = PairDataset.from_examples([PairExample("a", ("p one", "p two")), PairExample("b", ("c",), ("p two",))])
+    assert sorted(PairBatchSampler(dataset, 2)) == [[0], [1]]
+
+
+@pytest.mark.parametrize("batch_size", [8, 16])
+@pytest.mark.parametrize("one_source", [True, False])
+def test_no_batch_has_a_known_positive_as_a_negative(known, batch_size, one_source):
+    sampler = PairBatchSampler(known, batch_size, one_source=one_source)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(known)))
+        assert len(batches) == len(sampler) and all(0 < len(batch) <= batch_size for batch in batches)
+        assert not any(known_as_negative([known[i] for i in batch]) for batch in batches)
+
+
+def test_known_positives_rarely_cost_a_batch():
+    for rows in (KNOWN["sparse"], KNOWN["most rows have one positive"]):
+        assert len(PairBatchSampler(PairDataset.from_examples(rows), 16)) <= -(-len(rows) // 16) + 1
+
+
+def test_rows_with_known_positives_come_in_an_order_of_seed_and_epoch_alone_and_ranks_share_it(known):
+    test_order_depends_on_seed_and_epoch_alone(known)
+    for world_size in (2, 3):
+        test_ranks_share_the_global_batches(known, world_size)
+
+
+def test_a_batch_that_has_all_positives_leaves_them_to_the_loss():
+    dataset = PairDataset.from_examples([PairExample("a", ("p one", "p two")), PairExample("b", ("c",), ("p two",))])
+    assert len(PairBatchSampler(dataset, 2, positives_per_query=2)) == 1
+    assert len(PairBatchSampler(dataset, 2, unique_texts=False)) == 1
+
+
+@pytest.mark.parametrize("opted_out", [(True, False), (False, True), (True, True)])
+def test_rows_without_in_batch_negatives_meet_any_row(opted_out):
+    rows = [PairExample("a", ("p one", "p two"), ("n",)), PairExample("b", ("c",), ("p two",))]
+    rows = [replace(row, in_batch_negatives=not out) for row, out in zip(rows, opted_out, strict=True)]
+    assert len(PairBatchSampler(PairDataset.from_examples(rows), 2)) == 1
+
+
+def test_rows_of_one_positive_are_dealt_as_if_they_had_no_negatives():
+    rows = [PairExample(q, (p,), tuple({"t1", "t2", "t3"} - {p})) for q, p in repetitive(3)]
+    bare = [replace(row, negatives=()) for row in rows]
+    with_negatives, without = (PairBatchSampler(PairDataset.from_examples(part), 16) for part in (rows, bare))
+    assert list(with_negatives) == list(without)
+
+
+def test_where_every_two_rows_conflict_each_has_a_batch_of_its_own():
+    count = 100
+    dataset = PairDataset.from_examples(
+        PairExample(f"q{i}", (f"p{i}", f"r{i}"), tuple(f"p{j}" for j in range(i))) for i in range(count)
+    )
+    assert sorted(PairBatchSampler(dataset, count)) == [[i] for i in range(count)]
+
+
 def test_small_batches_are_announced(caplog):
     with caplog.at_level(logging.WARNING):
         PairBatchSampler(DATASETS["one query"], 10)
@@ -202,6 +289,27 @@ def test_small_batches_are_announced(caplog):
 def test_only_texts_of_several_rows_are_shared():
     row_X, key_X = np.array([0, 0, 1, 1, 2, 2]), np.array([5, 5, 5, 6, 7, 8])
     assert shared_texts(row_X, key_X) == {0: [5], 1: [5]}
+
+
+def test_marks_keep_positives_from_negatives_and_nothing_else_apart():
+    positives = (np.array([0, 0, 1, 2]), np.array([5, 6, 5, 9]))
+    negatives = (np.array([2, 2, 3, 4, 4]), np.array([5, 8, 9, 5, 5]))
+    marks = kept_apart(positives, negatives)
+    assert set(marks) == {0, 1, 2, 3, 4}
+    for a in range(5):
+        for b in range(5):
+            apart = any(mark ^ 1 in marks[b] for mark in marks[a])
+            assert apart == ({a, b} in [{0, 2}, {0, 4}, {1, 2}, {1, 4}, {2, 3}])
+
+
+def test_many_rows_with_one_negative_are_dealt_quickly_around_the_rows_that_know_it():
+    know, have, rows = 20, 5000, 8000
+    marks = {row: [7, -2] if row < know else [-1] for row in range(know + have)}
+    batches = deal(range(rows), marks, 64, np.random.default_rng(0))
+    assert sorted(row for batch in batches for row in batch) == list(range(rows)) and len(batches) == rows // 64
+    for batch in batches:
+        assert (knowing := sum(row < know for row in batch)) <= 1
+        assert not knowing or not any(know <= row < know + have for row in batch)
 
 
 def test_dealing_ends_quickly_when_every_row_shares_one_text():

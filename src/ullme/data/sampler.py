@@ -1,4 +1,4 @@
-"""Which rows share a batch: one source, no text twice, every row once an epoch."""
+"""Which rows share a batch: one source, no text twice, no known positive as a negative, every row once an epoch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from ullme.data.dealing import Shared, deal, shared_texts
+from ullme.data.dealing import Shared, deal
 from ullme.data.schema import PairDataset
-from ullme.data.windows import BatchRef
+from ullme.data.tables import ROWS_PER_BLOCK
+from ullme.data.windows import BatchRef, marks_of
+from ullme.types import PairExample
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,8 +80,10 @@ class PairBatchSampler(EpochSampler):
     """Batches of rows such that every row comes once an epoch and no two rows of a batch share a text.
 
     Two rows share a text when a query or positive of one is a query or positive of the other: each would be the
-    other's false negative. ``len`` is exact and the same for every epoch. It is ceil(rows / batch_size) per source,
-    more only where one text repeats so often that it needs more batches; then some batches are small.
+    other's false negative. Nor does a row with more positives than its batch has meet one whose negatives hold one of
+    them, unless either opts out of in-batch negatives: of what a batch has, the loss masks what is equal, but it cannot
+    know a positive that was not chosen. ``len`` is exact and the same for every epoch. It is ceil(rows / batch_size)
+    per source, more only where texts repeat so often that they need more batches; then some batches are small.
 
     The order depends on ``(seed, epoch)`` alone, so a resumed run skips the batches it has seen
     (``accelerate.skip_first_batches``). With several ranks each yields rows ``rank::world_size`` of the same global
@@ -92,7 +96,8 @@ class PairBatchSampler(EpochSampler):
         batch_size: rows of a global batch.
         drop_last: leave out batches that are not full.
         one_source: every batch from one source of the dataset.
-        unique_texts: no text twice in a batch.
+        unique_texts: no text twice in a batch, and no known positive as a negative.
+        positives_per_query: positives of a row that its batch has, as the collator has it.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class PairBatchSampler(EpochSampler):
         drop_last: bool = False,
         one_source: bool = True,
         unique_texts: bool = True,
+        positives_per_query: int = 1,
         rank: int = 0,
         world_size: int = 1,
         on_epoch: Callable[[int], None] | None = None,
@@ -113,7 +119,9 @@ class PairBatchSampler(EpochSampler):
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.rank, self.world_size, self.on_epoch = rank, world_size, on_epoch
         self._parts = dataset.source_rows() if one_source else [range(len(dataset))]
-        self._shared: Shared = shared_texts(*dataset.text_keys()) if unique_texts else {}
+        self._shared: Shared = {}
+        if unique_texts:
+            self._shared = marks_of(*dataset.text_keys(), _rows_of(dataset), positives_per_query)
         self._counts = [len(self._dealt(part, epoch=0)) for part in range(len(self._parts))]
         self._warn_of_small_batches(dataset.sources if one_source else [", ".join(dataset.sources)])
         if not len(self):
@@ -139,7 +147,7 @@ class PairBatchSampler(EpochSampler):
             if count > 1.1 * full + 1:
                 _LOG.warning(
                     "%s: some texts repeat so often that its rows need %d batches of %d instead of %d; "
-                    "remove repetitions, or set unique_texts to false (the loss masks equal texts)",
+                    "remove repetitions, or set unique_texts to false (the loss masks equal texts that a batch has)",
                     *(name, count, self.batch_size, full),
                 )
 
@@ -164,3 +172,8 @@ class PairBatchSampler(EpochSampler):
         rng = np.random.default_rng([self.seed, epoch, part])
         batches = deal(self._parts[part], self._shared, self.batch_size, rng)
         return [batch for batch in batches if len(batch) == self.batch_size] if self.drop_last else batches
+
+
+def _rows_of(dataset: PairDataset) -> Iterator[PairExample]:
+    for start in range(0, len(dataset), ROWS_PER_BLOCK):
+        yield from dataset.__getitems__(range(start, min(start + ROWS_PER_BLOCK, len(dataset))))

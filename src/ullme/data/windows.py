@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from ullme.data.dealing import Shared, deal_into, shared_texts
+from ullme.data.dealing import Shared, deal_into, kept_apart, shared_texts
 from ullme.data.schema import PairDataset
 from ullme.data.stream import HeldRows, PairStream, RowSequence
 from ullme.data.tables import text_key
@@ -72,11 +72,10 @@ class Pool:
         return found
 
     def dealt(
-        self, rows: Sequence[PairExample], unique_texts: bool, rng: np.random.Generator
+        self, rows: Sequence[PairExample], shared: Shared, rng: np.random.Generator
     ) -> tuple[list[list[PairExample]], list[PairExample]]:
-        """A window's rows in its batches, and those left out because every batch with room has one of their texts."""
+        """A window's rows in its batches, and those left out because they may not meet a row of any batch with room."""
         count = -(-len(rows) // self._batch_size)
-        shared = _shared(rows) if unique_texts else {}
         batches, left_out = deal_into(count, range(len(rows)), shared, self._batch_size, rng)
         order = rng.permutation(count).tolist()
         return [[rows[i] for i in batches[b]] for b in order], [rows[i] for i in left_out]
@@ -95,7 +94,8 @@ class StreamBatches(Dataset[PairExample]):
         seed: of all that is shuffled.
         drop_last: leave out the uneven rest of each epoch.
         one_source: every batch from one source.
-        unique_texts: no text twice in a batch, as for ``PairBatchSampler``.
+        unique_texts: no text twice in a batch, and no known positive as a negative, as for ``PairBatchSampler``.
+        positives_per_query: positives of a row that its batch has, as the collator has it.
         shuffle_rows: rows that are held and shuffled together, of all pools; at least four batches of each.
         rank: this process among ``world_size``.
 
@@ -112,6 +112,7 @@ class StreamBatches(Dataset[PairExample]):
         drop_last: bool = False,
         one_source: bool = True,
         unique_texts: bool = True,
+        positives_per_query: int = 1,
         shuffle_rows: int = SHUFFLE_ROWS,
         rank: int = 0,
         world_size: int = 1,
@@ -131,7 +132,8 @@ class StreamBatches(Dataset[PairExample]):
         self._names = [", ".join(data.sources[i] for i in pool) for pool in members]
         if not any(pool.batches for pool in self.pools):
             raise ValueError(f"batch_size: {len(data)} rows fill no batch of {batch_size}; lower batch_size")
-        self.seed, self.unique_texts, self.rank, self.world_size = seed, unique_texts, rank, world_size
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.unique_texts, self.positives_per_query = unique_texts, positives_per_query
         self._held: dict[int, tuple[tuple[int, int], list[list[PairExample]]]] = {}
         self._told: set[int] = set()
 
@@ -161,13 +163,14 @@ class StreamBatches(Dataset[PairExample]):
     def _window(self, epoch: int, pool: int, window: int) -> list[list[PairExample]]:
         rows = self.pools[pool].window(epoch, window, self.seed)
         rng = np.random.default_rng([_DEAL, self.seed, epoch, pool, window])
-        batches, left_out = self.pools[pool].dealt(rows, self.unique_texts, rng)
+        shared = _marks_of_window(rows, self.positives_per_query) if self.unique_texts else {}
+        batches, left_out = self.pools[pool].dealt(rows, shared, rng)
         if left_out and self.rank == 0 and pool not in self._told:
             self._told.add(pool)
             _LOG.warning(
                 "%s: %d of the %d rows that were read together are left out of this epoch, %s among them: their texts "
                 "are in every batch already; raise data.shuffle_rows, remove repetitions, or set data.unique_texts to "
-                "false (the loss masks equal texts)",
+                "false (the loss masks equal texts that a batch has)",
                 *(self._names[pool], len(left_out), len(rows), left_out[0].row_id),
             )
         return batches
@@ -205,8 +208,35 @@ def proportional(shares: Sequence[int], ends: np.ndarray) -> np.ndarray:
     return found_WS
 
 
-def _shared(rows: Sequence[PairExample]) -> Shared:
-    """The texts that rows share, a row that comes twice among them."""
+def marks_of(row_X: np.ndarray, key_X: np.ndarray, rows: Iterable[PairExample], positives_per_query: int) -> Shared:
+    """What keeps rows out of one batch: a text that both have, or a positive that is the other's negative.
+
+    The second holds of rows with more positives than their batch has, since the loss cannot mask what it does not see;
+    not of those that take and give no in-batch negatives.
+
+    Args:
+        row_X: row of each text, with ``key_X``; of each row its query and then its positives.
+        key_X: keys of these texts.
+        rows: all rows in their order; read only where one has more positives than ``positives_per_query``.
+        positives_per_query: positives of a row that its batch has.
+    """
+    shared = shared_texts(row_X, key_X)
+    known_X = (np.diff(row_X, prepend=-1) == 0) & (np.bincount(row_X)[row_X] > 1 + positives_per_query)
+    if not known_X.any():
+        return shared
+    wanted, takes, found = set(key_X[known_X].tolist()), [], []
+    for i, row in enumerate(rows):
+        takes.append(row.in_batch_negatives)
+        keys = map(text_key, row.negatives) if row.in_batch_negatives else ()
+        found += [(i, key) for key in keys if key in wanted]
+    known_X &= np.array(takes)[row_X]
+    negative_X2 = np.array(found, dtype=np.int64).reshape(-1, 2)
+    marks = kept_apart((row_X[known_X], key_X[known_X]), (negative_X2[:, 0], negative_X2[:, 1]))
+    return {row: [*shared.get(row, ()), *marks.get(row, ())] for row in {**shared, **marks}}
+
+
+def _marks_of_window(rows: Sequence[PairExample], positives_per_query: int) -> Shared:
+    """The marks of rows at hand, a row that comes twice among them."""
     keys = [[text_key(row.query), *map(text_key, row.positives)] for row in rows]
     row_X = np.repeat(np.arange(len(rows)), [len(key) for key in keys])
-    return shared_texts(row_X, np.array([k for key in keys for k in key], dtype=np.int64))
+    return marks_of(row_X, np.array([k for key in keys for k in key], dtype=np.int64), rows, positives_per_query)

@@ -129,12 +129,13 @@ class PairCollator:
         """Texts read as passages, and their keys, (N,).
 
         A key is of the text; where its tokens fill ``max_length`` it is of these, since what is cut off tells no two
-        passages apart. A query's key is that of its bare text read so, which another row's passage may equal.
+        passages apart. With ``echo``, which may cut a text to fewer tokens, it is of the tokens always. A query's key
+        is that of its bare text read so, which another row's passage may equal.
         """
+        least = 0 if self.text_tokenizer.echo else self.text_tokenizer.max_length
         read = self.text_tokenizer.texts(texts, self.passage_prompt)
         parts = read.ids_X.split(read.lengths_N.tolist())
-        full_N = (read.lengths_N >= self.text_tokenizer.max_length).tolist()
-        known = [str(p.tolist()) if full else t for t, p, full in zip(texts, parts, full_N, strict=True)]
+        known = [str(p.tolist()) if len(p) >= least else t for t, p in zip(texts, parts, strict=True)]
         return read, torch.tensor([text_key(name) for name in known], dtype=torch.long)
 
     def _generation(

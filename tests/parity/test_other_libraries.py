@@ -24,7 +24,7 @@ def objective_inputs(**tensors) -> ObjectiveInputs:
     return ObjectiveInputs(
         passage_mask_BP=torch.ones(B, P, dtype=torch.bool),
         positive_mask_BP=positive_BP,
-        query_key_B=torch.arange(B),
+        query_key_B=torch.arange(B) + 1_000,  # of no passage
         passage_key_BP=torch.arange(B * P).view(B, P),
         row_ids=("",) * B,
         **tensors,

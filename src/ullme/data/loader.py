@@ -124,7 +124,7 @@ def train_loader(
     share = Share(rank, world_size)
     shared: dict[str, Any] = {"collate_fn": collator, "num_workers": num_workers, "pin_memory": pin_memory}
     options: dict[str, Any] = {"seed": seed, "drop_last": drop_last, "one_source": one_source}
-    options |= {"unique_texts": unique_texts}
+    options |= {"unique_texts": unique_texts, "positives_per_query": collator.positives_per_query}
     if isinstance(dataset, PairDataset) and dataset.weights is None:
         sampler = _SharedPairs(dataset, batch_size, share=share, on_epoch=collator.set_epoch, **options)
         return PairLoader(dataset, batch_sampler=sampler, **shared)

@@ -76,7 +76,7 @@ def test_second_checkpoint_of_the_same_name_does_not_read_the_first_ones_scores(
 
 @pytest.mark.parametrize(
     "setting",
-    [{"attention": "causal"}, {"pooling": "lasttoken"}, {"max_length": 8}, {"append_eos": True}, {"echo": True}],
+    [{"attention": "causal"}, {"pooling": "lasttoken"}, {"max_length": 48}, {"append_eos": True}, {"echo": True}],
 )
 def test_every_setting_that_decides_an_embedding_is_part_of_the_identity(tmp_path, options, setting):
     base = scored_folder(tiny_ullme(tmp_path), options)

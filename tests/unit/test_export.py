@@ -63,6 +63,13 @@ def test_eos_is_appended_by_the_exported_tokenizer(tmp_path):
     assert len(ids) == 12 and ids[-1] == model.tokenizer.eos_token_id
 
 
+def test_a_tokenizer_that_would_cut_a_texts_beginning_cuts_its_end_when_exported(tmp_path):
+    model = tiny_ullme(tmp_path, max_length=12)
+    model.tokenizer.truncation_side = "left"
+    exported = assert_same(model, export_sentence_transformers(model, tmp_path / "export"))
+    assert exported.tokenizer.truncation_side == "right"
+
+
 def test_chat_template_is_not_applied(tmp_path):
     model = tiny_ullme(tmp_path)
     model.tokenizer.chat_template = "{% for m in messages %}USER SAYS {{ m['content'] }} END{% endfor %}"

@@ -138,7 +138,7 @@ def _tokenizer(model: ULLME) -> Any:
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.model_max_length = model.max_length
     # Learned positions count padding on the left; on the right it changes nothing.
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     tokenizer.chat_template = None
     if model.settings.append_eos and tokenizer("a")["input_ids"][-1:] != [tokenizer.eos_token_id]:
         _append_eos(tokenizer)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ullme.extension import is_import_path
 from ullme.models.pooling import POOLERS, outside_pooler
-from ullme.prompts import GENERATION_TEMPLATE, TextTokenizer
+from ullme.prompts import GENERATION_TEMPLATE, TextTokenizer, require_template
 
 POOLINGS = (*POOLERS, "latent")
 ATTENTIONS = ("bidirectional", "causal")
@@ -113,8 +113,7 @@ class ModelSettings:
                 "lasttoken or mean, or attention: bidirectional"
             )
         self._check_adapters()
-        if "{query}" not in self.generation_template:
-            raise ValueError(f"generation_template: {self.generation_template!r} lacks the field {{query}}; add it")
+        require_template(self.generation_template)
 
     def _check_adapters(self) -> None:
         if isinstance(self.merged_adapters, str):

@@ -33,8 +33,10 @@ class Share:
 
     @property
     def rank(self) -> int:
-        """This process's number; ValueError if it was launched as one of several that it has not joined."""
-        return distributed.rank() if self.given_rank is None else self.given_rank
+        """This process's number; 0, of whole batches, until it has joined the others (``--dry-run`` never does)."""
+        if self.given_rank is not None:
+            return self.given_rank
+        return distributed.rank() if distributed.is_distributed() else 0
 
     @property
     def world_size(self) -> int:

@@ -153,7 +153,8 @@ def refusing(rank: int, world: int, port: int, folder: Path) -> None:
         "reference's folder": str((folder / f"early-{rank}").exists()),
     }
     args = training_arguments(output_dir=str(folder), use_cpu=True, report_to="none")
-    own = PairLoader(rows, batch_sampler=PairBatchSampler(rows, 4), collate_fn=collator)
+    whole = PairBatchSampler(rows, 4, rank=0, world_size=1)
+    own = PairLoader(rows, batch_sampler=whole, collate_fn=collator)
     wrong = {
         "one process": train_loader(rows, collator, 4, rank=0, world_size=1),
         "three processes": train_loader(rows, collator, 4, rank=rank, world_size=3),

@@ -273,14 +273,12 @@ def test_no_batch_of_a_stream_has_a_known_positive_as_a_negative(tmp_path, one_s
     stream = stream_pairs(paths)
     options = {"shuffle_rows": 200, "one_source": one_source}
     batches = StreamBatches(stream, 8, **options)
-    parts = [StreamBatches(stream, 8, rank=rank, world_size=3, **options) for rank in range(3)]
     for epoch in (0, 1):
         found = whole_epoch(batches, epoch)
         assert sum(map(len, found)) >= 390  # a source's last window may have one batch alone
         for batch in found:
             known = {text for row in batch if len(row.positives) > 1 for text in row.positives}
             assert not any(known.intersection(row.negatives) for row in batch)
-        assert all(whole_epoch(part, epoch) == found for part in parts)
     whole = StreamBatches(stream, 400, positives_per_query=2, one_source=False)
     assert list(map(len, whole_epoch(whole))) == [400]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -12,36 +11,13 @@ from ullme import distributed
 from ullme.data.collator import PairCollator
 from ullme.data.sampler import EpochSampler, PairBatchSampler, StreamBatchSampler
 from ullme.data.schema import PairDataset
+from ullme.data.share import Share
 from ullme.data.stream import PairStream
-from ullme.data.windows import SHUFFLE_ROWS, BatchRef, StreamBatches
+from ullme.data.windows import SHUFFLE_ROWS, StreamBatches
 from ullme.types import PairExample
 
 #: How torch states an error of a worker, before the error's own words.
 _IN_WORKER = "in DataLoader worker process"
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which rows of every batch are this process's: ``rank::world_size``.
-
-    What is None is as ``torch.distributed`` says whenever it is asked for: a loader is often made before the processes
-    have joined, which they do where the training arguments are made.
-    """
-
-    given_rank: int | None = None
-    given_world_size: int | None = None
-
-    @property
-    def rank(self) -> int:
-        """This process's number; 0, of whole batches, until it has joined the others (``--dry-run`` never does)."""
-        if self.given_rank is not None:
-            return self.given_rank
-        return distributed.rank() if distributed.is_distributed() else 0
-
-    @property
-    def world_size(self) -> int:
-        """How many processes share every batch."""
-        return distributed.world_size() if self.given_world_size is None else self.given_world_size
 
 
 class PairLoader(DataLoader[PairExample]):
@@ -123,16 +99,16 @@ def train_loader(
         num_workers: processes that prepare batches.
         pin_memory: copy batches into pinned memory.
     """
-    share = Share(rank, world_size)
+    whose: dict[str, Any] = {"rank": rank, "world_size": world_size}
     shared: dict[str, Any] = {"collate_fn": collator, "num_workers": num_workers, "pin_memory": pin_memory}
     options: dict[str, Any] = {"seed": seed, "drop_last": drop_last, "one_source": one_source}
     options |= {"unique_texts": unique_texts, "positives_per_query": collator.positives_per_query}
     if isinstance(dataset, PairDataset) and dataset.weights is None:
-        sampler = _SharedPairs(dataset, batch_size, share=share, on_epoch=collator.set_epoch, **options)
+        sampler = PairBatchSampler(dataset, batch_size, on_epoch=collator.set_epoch, **whose, **options)
         return PairLoader(dataset, batch_sampler=sampler, **shared)
-    batches = _SharedStream(dataset, batch_size, shuffle_rows=shuffle_rows, **options)
+    batches = StreamBatches(dataset, batch_size, shuffle_rows=shuffle_rows, **options)
     counts = [pool.batches for pool in batches.pools]
-    references = _SharedReferences(counts, batch_size, seed, collator.set_epoch, share=share)
+    references = StreamBatchSampler(counts, batch_size, seed, collator.set_epoch, **whose)
     return PairLoader(batches, batch_sampler=references, **shared)
 
 
@@ -142,8 +118,8 @@ def require_share_of_running(loader: object) -> None:
     Raises:
         ValueError: it does, so that rows would be trained on twice, or left out.
     """
-    share = _share_of(loader)
-    if share is None:
+    share = getattr(getattr(loader, "batch_sampler", None), "share", None)
+    if not isinstance(share, Share):
         return
     running, cure = distributed.world_size(), "leave rank and world_size out of ullme.data.train_loader(...)"
     if share.world_size != running:
@@ -153,56 +129,3 @@ def require_share_of_running(loader: object) -> None:
         )
     if share.rank != distributed.rank():
         raise ValueError(f"train_loader: its rows are those of rank {share.rank}, this is {distributed.rank()}; {cure}")
-
-
-def _share_of(loader: object) -> Share | None:
-    """Of which process the rows are that a loader gives; None if it does not split its batches, or is not ours."""
-    sampler, dataset = getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)
-    if isinstance(sampler, _SharedPairs | _SharedReferences):
-        return sampler.share
-    if isinstance(sampler, PairBatchSampler):
-        return Share(sampler.rank, sampler.world_size)
-    return Share(dataset.rank, dataset.world_size) if isinstance(dataset, StreamBatches) else None
-
-
-class _SharedPairs(PairBatchSampler):
-    """Batches of rows of which each iteration takes the share that is this process's when it begins."""
-
-    def __init__(self, *args: Any, share: Share, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.share = share
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self.rank, self.world_size = self.share.rank, self.share.world_size
-        return super().__iter__()
-
-
-@dataclass(frozen=True)
-class _SharedRef(BatchRef):
-    """A batch of a stream, and whose rows of it are wanted: who reads it may be a worker, which is in no group."""
-
-    rank: int
-    world_size: int
-
-
-class _SharedReferences(StreamBatchSampler):
-    """References to the batches of a stream, with the share that is this process's when an iteration begins."""
-
-    def __init__(self, *args: Any, share: Share, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.share = share
-
-    def __iter__(self) -> Iterator[list[BatchRef]]:
-        rank, world_size = self.share.rank, self.share.world_size
-        for (ref,) in super().__iter__():
-            yield [_SharedRef(ref.epoch, ref.pool, ref.batch, rank, world_size)]
-
-
-class _SharedStream(StreamBatches):
-    """Batches of a stream by references that say whose rows are wanted."""
-
-    def __getitems__(self, refs: Sequence[BatchRef]) -> list[PairExample]:
-        (ref,) = refs
-        assert isinstance(ref, _SharedRef), "these references come from another sampler"
-        self.rank, self.world_size = ref.rank, ref.world_size
-        return super().__getitems__(refs)

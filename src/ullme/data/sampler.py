@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 
 from ullme.data.dealing import Shared, deal
 from ullme.data.schema import PairDataset
+from ullme.data.share import Share
 from ullme.data.tables import ROWS_PER_BLOCK
 from ullme.data.windows import BatchRef, marks_of
 from ullme.types import PairExample
@@ -56,12 +57,22 @@ class StreamBatchSampler(EpochSampler):
         batch_size: rows of a global batch.
         seed: of the mix.
         on_epoch: called with every epoch set.
+        rank: the process whose rows of the batches are wanted; by default this one.
+        world_size: how many processes share every batch.
     """
 
     def __init__(
-        self, counts: Sequence[int], batch_size: int, seed: int = 0, on_epoch: Callable[[int], None] | None = None
+        self,
+        counts: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        on_epoch: Callable[[int], None] | None = None,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         self.counts, self.batch_size, self.seed, self.on_epoch = tuple(counts), batch_size, seed, on_epoch
+        self.share = Share(rank, world_size)
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -71,8 +82,9 @@ class StreamBatchSampler(EpochSampler):
         rng = np.random.default_rng([_MIX, self.seed, epoch])
         pool_X = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
         seen = np.bincount(pool_X[:start], minlength=len(self.counts)).tolist()
+        rank, world_size = self.share.rank, self.share.world_size  # a worker that reads the batch is in no group
         for pool in pool_X[start:].tolist():
-            yield [BatchRef(epoch, pool, seen[pool])]
+            yield [BatchRef(epoch, pool, seen[pool], rank, world_size)]
             seen[pool] += 1
 
 
@@ -98,6 +110,9 @@ class PairBatchSampler(EpochSampler):
         one_source: every batch from one source of the dataset.
         unique_texts: no text twice in a batch, and no known positive as a negative.
         positives_per_query: positives of a row that its batch has, as the collator has it.
+        rank: the process whose rows it yields; by default this one, as ``torch.distributed`` says in each iteration.
+        world_size: how many processes share every batch; by default in the same way.
+        on_epoch: called with every epoch set.
     """
 
     def __init__(
@@ -110,14 +125,14 @@ class PairBatchSampler(EpochSampler):
         one_source: bool = True,
         unique_texts: bool = True,
         positives_per_query: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         on_epoch: Callable[[int], None] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} is less than 1; give the rows of one batch")
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
-        self.rank, self.world_size, self.on_epoch = rank, world_size, on_epoch
+        self.share, self.on_epoch = Share(rank, world_size), on_epoch
         self._parts = dataset.source_rows() if one_source else [range(len(dataset))]
         self._shared: Shared = {}
         if unique_texts:
@@ -132,8 +147,9 @@ class PairBatchSampler(EpochSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         start, self.start = self.start, 0
+        rank, world_size = self.share.rank, self.share.world_size
         for batch in self.global_batches()[start:]:
-            yield batch[self.rank :: self.world_size]
+            yield batch[rank::world_size]
 
     def global_batches(self) -> list[list[int]]:
         """This epoch's batches, whole, in their order."""

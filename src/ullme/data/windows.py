@@ -28,11 +28,13 @@ SHUFFLE_ROWS = 16384
 
 @dataclass(frozen=True)
 class BatchRef:
-    """One global batch: the pool that it is of, and its place among that pool's batches of the epoch."""
+    """One global batch: its pool, its place among that pool's batches of the epoch, and whose rows of it are wanted."""
 
     epoch: int
     pool: int
     batch: int
+    rank: int = 0
+    world_size: int = 1
 
 
 class Pool:
@@ -86,7 +88,7 @@ class StreamBatches(Dataset[PairExample]):
 
     A batch depends on the sources, its reference and the arguments below alone, not on ranks, workers or what was read
     before: each process reads the window that the batch is of, every row of it (so that all ranks find the same error),
-    and keeps this rank's rows.
+    and keeps the rows that the reference asks for.
 
     Args:
         data: the sources, in memory or as a stream.
@@ -97,7 +99,6 @@ class StreamBatches(Dataset[PairExample]):
         unique_texts: no text twice in a batch, and no known positive as a negative, as for ``PairBatchSampler``.
         positives_per_query: positives of a row that its batch has, as the collator has it.
         shuffle_rows: rows that are held and shuffled together, of all pools; at least four batches of each.
-        rank: this process among ``world_size``.
 
     Raises:
         ValueError: a pool fills no batch.
@@ -114,8 +115,6 @@ class StreamBatches(Dataset[PairExample]):
         unique_texts: bool = True,
         positives_per_query: int = 1,
         shuffle_rows: int = SHUFFLE_ROWS,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} is less than 1; give the rows of one batch")
@@ -132,7 +131,7 @@ class StreamBatches(Dataset[PairExample]):
         self._names = [", ".join(data.sources[i] for i in pool) for pool in members]
         if not any(pool.batches for pool in self.pools):
             raise ValueError(f"batch_size: {len(data)} rows fill no batch of {batch_size}; lower batch_size")
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.seed = seed
         self.unique_texts, self.positives_per_query = unique_texts, positives_per_query
         self._held: dict[int, tuple[tuple[int, int], list[list[PairExample]]]] = {}
         self._told: set[int] = set()
@@ -142,9 +141,9 @@ class StreamBatches(Dataset[PairExample]):
         return sum(sum(pool.shares) for pool in self.pools)
 
     def __getitems__(self, refs: Sequence[BatchRef]) -> list[PairExample]:
-        """This rank's rows of one batch: what a DataLoader calls."""
+        """The rows of one batch that are wanted: what a DataLoader calls."""
         (ref,) = refs
-        return self.global_batch(ref)[self.rank :: self.world_size]
+        return self.global_batch(ref)[ref.rank :: ref.world_size]
 
     def global_batch(self, ref: BatchRef) -> list[PairExample]:
         """All rows of a batch.
@@ -156,16 +155,17 @@ class StreamBatches(Dataset[PairExample]):
         key, batches = self._held.get(ref.pool, ((-1, -1), []))
         if key != (ref.epoch, window):
             self._held.pop(ref.pool, None)  # one window of a pool at a time
-            batches = self._window(ref.epoch, ref.pool, window)
+            batches = self._window(ref, window)
             self._held[ref.pool] = ((ref.epoch, window), batches)
         return batches[place]
 
-    def _window(self, epoch: int, pool: int, window: int) -> list[list[PairExample]]:
+    def _window(self, ref: BatchRef, window: int) -> list[list[PairExample]]:
+        epoch, pool = ref.epoch, ref.pool
         rows = self.pools[pool].window(epoch, window, self.seed)
         rng = np.random.default_rng([_DEAL, self.seed, epoch, pool, window])
         shared = _marks_of_window(rows, self.positives_per_query) if self.unique_texts else {}
         batches, left_out = self.pools[pool].dealt(rows, shared, rng)
-        if left_out and self.rank == 0 and pool not in self._told:
+        if left_out and ref.rank == 0 and pool not in self._told:
             self._told.add(pool)
             _LOG.warning(
                 "%s: %d of the %d rows that were read together are left out of this epoch, %s among them: their texts "

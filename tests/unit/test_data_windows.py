@@ -204,6 +204,15 @@ def test_rows_that_fit_no_batch_are_left_out_and_announced(tmp_path, caplog):
     assert sorted(map(len, kept)) == [10] * 10
 
 
+@pytest.mark.parametrize("load", [load_pairs, stream_pairs])
+def test_a_source_that_fills_no_batch_and_is_dropped_is_announced(tmp_path, caplog, load):
+    data = load([write_jsonl(tmp_path / f"{name}.jsonl", rows(n, name)) for name, n in (("few", 6), ("more", 20))])
+    for drop_last in (False, True):
+        loader = loader_of(data, drop_last=drop_last)
+        assert len(loader) == (2 if drop_last else 4)
+        assert ("few.jsonl: its 6 rows fill no batch of 8, and drop_last" in caplog.text) == drop_last
+
+
 def test_a_source_smaller_than_its_share_never_meets_itself(tmp_path):
     weights = {"a": 1.0, "b": 1.0, "c": 100.0}
     batches = StreamBatches(stream_pairs(sources_of(tmp_path, weights)), 50, one_source=False)

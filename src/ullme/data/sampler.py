@@ -13,7 +13,7 @@ from ullme.data.dealing import Shared, deal
 from ullme.data.schema import PairDataset
 from ullme.data.share import Share
 from ullme.data.tables import ROWS_PER_BLOCK
-from ullme.data.windows import BatchRef, marks_of
+from ullme.data.windows import BatchRef, marks_of, warn_if_unused
 from ullme.types import PairExample
 
 _LOG = logging.getLogger(__name__)
@@ -159,6 +159,7 @@ class PairBatchSampler(EpochSampler):
 
     def _warn_of_small_batches(self, names: Sequence[str]) -> None:
         for name, rows, count in zip(names, self._parts, self._counts, strict=True):
+            warn_if_unused(name, len(rows), count, self.batch_size)
             full = -(-len(rows) // self.batch_size)
             if count > 1.1 * full + 1:
                 _LOG.warning(

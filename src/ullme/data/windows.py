@@ -131,6 +131,8 @@ class StreamBatches(Dataset[PairExample]):
         self._names = [", ".join(data.sources[i] for i in pool) for pool in members]
         if not any(pool.batches for pool in self.pools):
             raise ValueError(f"batch_size: {len(data)} rows fill no batch of {batch_size}; lower batch_size")
+        for name, pool in zip(self._names, self.pools, strict=True):
+            warn_if_unused(name, sum(pool.shares), pool.batches, batch_size)
         self.seed = seed
         self.unique_texts, self.positives_per_query = unique_texts, positives_per_query
         self._held: dict[int, tuple[tuple[int, int], list[list[PairExample]]]] = {}
@@ -206,6 +208,16 @@ def proportional(shares: Sequence[int], ends: np.ndarray) -> np.ndarray:
         taken_S = taken_S + more_S
         found_WS[w] = taken_S
     return found_WS
+
+
+def warn_if_unused(name: str, rows: int, batches: int, batch_size: int) -> None:
+    """Say so where a source fills no batch, and so is not trained on, as ``drop_last`` asks for."""
+    if rows and not batches:
+        _LOG.warning(
+            "%s: its %d rows fill no batch of %d, and drop_last leaves them out; lower the batch size, or set "
+            "drop_last or one_source to false",
+            *(name, rows, batch_size),
+        )
 
 
 def marks_of(row_X: np.ndarray, key_X: np.ndarray, rows: Iterable[PairExample], positives_per_query: int) -> Shared:

@@ -1,51 +1,14 @@
-"""Every template, and the one way from text to token ids: training, encoding and evaluation all pass through here."""
+"""The one way from text to token ids: training, encoding and evaluation all pass through here."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from string import Formatter
 from typing import Any
 
+from ullme.templates import ECHO_TEMPLATE, GENERATION_TEMPLATE, after_query, require_template
 from ullme.types import Texts
-
-#: How an instruction stands before a query (Wang et al. 2024, "Improving Text Embeddings with LLMs", section 3.1).
-INSTRUCTION_TEMPLATE = "Instruct: {instruction}\nQuery: "
-
-#: How a query stands before the passage whose likelihood is scored, s_gen(q, p).
-GENERATION_TEMPLATE = "Query: {query}\nPassage:\n"
-
-#: Echo embeddings (Springer et al. 2024): the text is read twice, its second reading is pooled.
-ECHO_TEMPLATE = "Rewrite the passage: {text}\nRewritten passage: "
-
-
-def instruction_prompt(instruction: str | None, template: str = INSTRUCTION_TEMPLATE) -> str:
-    """The prompt that states an instruction before a query; empty when there is none."""
-    return template.format(instruction=instruction) if instruction else ""
-
-
-def require_template(template: str) -> None:
-    """Pass if a generation template can be filled: its fields are ``{query}`` alone, literal braces are doubled.
-
-    Raises:
-        ValueError: no ``{query}``, another field, or braces that do not match.
-    """
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(
-            f"generation_template: {template!r} has braces that do not match ({error}); write a literal brace twice"
-        ) from None
-    fields = [_field(name, form, how) for _, name, form, how in parts if name is not None]
-    for field in fields:
-        if field != "query":
-            raise ValueError(
-                f"generation_template: {template!r} has the field {{{field}}}, and only {{query}} is filled in, before "
-                f"the passage; leave it out, or write {{{{{field}}}}} for literal braces"
-            )
-    if not fields:
-        raise ValueError(f"generation_template: {template!r} lacks the field {{query}}; add it")
 
 
 @dataclass(frozen=True)
@@ -139,7 +102,7 @@ class TextTokenizer:
         """What stands before each scored passage."""
         start = self._start()
         end, *heads = self._bare(
-            [_after_query(self.generation_template), *(self.generation_template.format(query=q) for q in queries)]
+            [after_query(self.generation_template), *(self.generation_template.format(query=q) for q in queries)]
         )
         end = end[len(end) - min(len(end), self.max_length - 1) :]
         whole = [start + head or self._alone() for head in heads]
@@ -259,18 +222,6 @@ def _echo_rows(prompts: Sequence[str], texts: Sequence[str]) -> list[str]:
 def _first_reading(prompt: str, text: str) -> str:
     """What stands before the second reading of an echoed text."""
     return prompt + ECHO_TEMPLATE.format(text=text)
-
-
-def _after_query(template: str) -> str:
-    """What follows the last query of a generation template, its doubled braces single."""
-    parts = list(Formatter().parse(template))
-    last = max(i for i, (_, field, *_) in enumerate(parts) if field is not None)
-    return "".join(literal for literal, *_ in parts[last + 1 :])
-
-
-def _field(name: str, form: str | None, conversion: str | None) -> str:
-    """A field of a template as it is written between the braces."""
-    return name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
 
 
 def _last_that(holds: Callable[[int], bool], count: int, guess: int) -> int:

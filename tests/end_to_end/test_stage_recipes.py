@@ -15,7 +15,7 @@ from ullme.apps.plan import plan
 from ullme.apps.train import train
 from ullme.config import read_run_file
 from ullme.models import ULLME
-from ullme.prompts import ECHO_TEMPLATE
+from ullme.templates import ECHO_TEMPLATE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = "llama-of-large-values"

@@ -12,7 +12,8 @@ from ullme.data import PairCollator
 from ullme.data.collator import ABSENT
 from ullme.data.tables import text_key
 from ullme.objectives.functional import candidates
-from ullme.prompts import TextTokenizer, instruction_prompt
+from ullme.prompts import TextTokenizer
+from ullme.templates import instruction_prompt
 from ullme.types import PairExample
 
 PAIRS = [

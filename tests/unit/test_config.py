@@ -12,7 +12,8 @@ from ullme.apps.train import warn_of_rounding
 from ullme.config import LoraSection, ModelConfig, RunConfig, read_run_file
 from ullme.models import ModelSettings
 from ullme.objectives import PRESETS
-from ullme.prompts import TextTokenizer, instruction_prompt
+from ullme.prompts import TextTokenizer
+from ullme.templates import instruction_prompt
 from ullme.types import PairExample
 
 ROOT = Path(__file__).parents[2]

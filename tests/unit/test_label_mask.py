@@ -16,7 +16,8 @@ from ullme.data import PairCollator
 from ullme.models.loading import load_tokenizer, resolve
 from ullme.models.logprob import sequence_logp
 from ullme.models.settings import ModelSettings
-from ullme.prompts import ECHO_TEMPLATE, GENERATION_TEMPLATE, TextTokenizer
+from ullme.prompts import TextTokenizer
+from ullme.templates import ECHO_TEMPLATE, GENERATION_TEMPLATE
 from ullme.types import PairExample
 
 MAX_LENGTH = 48

@@ -4,7 +4,8 @@ import pytest
 from transformers import AddedToken
 
 from tests.tiny import tiny_tokenizer
-from ullme.prompts import ECHO_TEMPLATE, TextTokenizer, instruction_prompt, require_template
+from ullme.prompts import TextTokenizer
+from ullme.templates import ECHO_TEMPLATE, instruction_prompt, require_template
 
 CHAT = "{% for m in messages %}<user>{{ m['content'] }}<end>{% endfor %}"
 

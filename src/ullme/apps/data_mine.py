@@ -15,7 +15,7 @@ from ullme.data import DataSource, PairDataset, load_pairs, mine_negatives
 from ullme.data.convert import write_rows
 from ullme.data.writers import require_target
 from ullme.encode import EmbeddedCorpus, EncodeOptions, Progress, TextSource, encode_corpus
-from ullme.prompts import instruction_prompt
+from ullme.templates import instruction_prompt
 from ullme.types import PairExample
 
 

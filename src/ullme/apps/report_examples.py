@@ -14,7 +14,7 @@ from ullme.apps.report_page import Example, Examples
 from ullme.config import RunConfig
 from ullme.data import PairDataset
 from ullme.models import ULLME, ModelSettings
-from ullme.prompts import instruction_prompt
+from ullme.templates import instruction_prompt
 from ullme.types import Attention, PairExample
 
 MAX_QUERIES = 300

@@ -20,7 +20,7 @@ from pydantic import (
 from ullme.data import SHUFFLE_ROWS, DataSource
 from ullme.models.settings import ModelSettings, require_choice
 from ullme.objectives import PRESETS, AnyObjective, as_mapping, needs_of
-from ullme.prompts import GENERATION_TEMPLATE
+from ullme.templates import GENERATION_TEMPLATE
 
 
 class Section(BaseModel):

@@ -11,7 +11,8 @@ from torch import Tensor
 from ullme.data.masking import TokenMasking
 from ullme.data.tables import text_key
 from ullme.data.wording import shortened
-from ullme.prompts import TextTokenizer, instruction_prompt
+from ullme.prompts import TextTokenizer
+from ullme.templates import instruction_prompt
 from ullme.types import Batch, MaskedTexts, PairExample, Texts
 
 Choice = Literal["first", "sampled"]

@@ -23,7 +23,7 @@ from ullme.eval.identity import model_meta
 from ullme.eval.prompting import PromptPolicy, prompt_policy
 from ullme.eval.tasks import parts_of
 from ullme.models import ULLME
-from ullme.prompts import INSTRUCTION_TEMPLATE
+from ullme.templates import INSTRUCTION_TEMPLATE
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from mteb.abstasks.abstask import get_abstask_prompt
 from mteb.models.abs_encoder import get_prompt
 from mteb.types import PromptType
 
-from ullme.prompts import INSTRUCTION_TEMPLATE, instruction_prompt
+from ullme.templates import INSTRUCTION_TEMPLATE, instruction_prompt
 
 Mode = Literal["task", "none", "own", "custom"]
 

@@ -19,7 +19,7 @@ from ullme.eval.local import cache_of, data_folder, local_revision, with_local_d
 from ullme.eval.models import load_model
 from ullme.eval.results import EvaluationResults, Score, language_scores
 from ullme.eval.tasks import select_tasks
-from ullme.prompts import INSTRUCTION_TEMPLATE
+from ullme.templates import INSTRUCTION_TEMPLATE
 
 #: What datasets and the hub's client raise for data that are absent, unreachable or damaged.
 _UNREADABLE = (ConnectionError, FileNotFoundError, DatasetsError)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from ullme.extension import is_import_path
 from ullme.models.pooling import POOLERS, outside_pooler
-from ullme.prompts import GENERATION_TEMPLATE, TextTokenizer, require_template
+from ullme.prompts import TextTokenizer
+from ullme.templates import GENERATION_TEMPLATE, require_template
 
 POOLINGS = (*POOLERS, "latent")
 ATTENTIONS = ("bidirectional", "causal")

@@ -13,11 +13,11 @@ from mteb.abstasks import AbsTask
 from ullme.apps.environment import commit, hardware, versions
 from ullme.eval.prompting import PromptPolicy, prompt_policy
 from ullme.eval.tasks import parts_of
-from ullme.prompts import ECHO_TEMPLATE, GENERATION_TEMPLATE, INSTRUCTION_TEMPLATE
 from ullme.reproduce.data import file_hash
 from ullme.reproduce.results import RowResult, written
 from ullme.reproduce.rows import Row
 from ullme.reproduce.study import Study
+from ullme.templates import ECHO_TEMPLATE, GENERATION_TEMPLATE, INSTRUCTION_TEMPLATE
 
 MANIFEST = "manifest.json"
 #: What of a budget may be other when a study is added to: it changes no score that is kept.

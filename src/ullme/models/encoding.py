@@ -93,17 +93,9 @@ def encode(
     Raises:
         ValueError: no such prompt name or attention, a ``truncate_dim`` below 1, or sentences that are not strings.
     """
-    if attention is not None:
-        require_choice("attention", attention, ATTENTIONS)
-    if truncate_dim is not None and truncate_dim < 1:
-        raise ValueError(f"truncate_dim: {truncate_dim} leaves no dimension; give a whole number from 1")
     single = isinstance(sentences, str)
     texts = [sentences] if isinstance(sentences, str) else list(sentences)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(
-                f"sentences[{i}]: {type(text).__name__} is not a string; give a string or a list of strings"
-            )
+    _require_sense(texts, attention, truncate_dim)
     if device is not None:
         model.to(device)
     tokenized = model.text_tokenizer.texts(texts, _prompt_text(model.prompts, prompt_name, prompt))
@@ -119,6 +111,18 @@ def encode(
     if convert_to_numpy:
         return value.cpu().numpy()
     return value if single else list(value)
+
+
+def _require_sense(texts: Sequence[Any], attention: str | None, truncate_dim: int | None) -> None:
+    if attention is not None:
+        require_choice("attention", attention, ATTENTIONS)
+    if truncate_dim is not None and truncate_dim < 1:
+        raise ValueError(f"truncate_dim: {truncate_dim} leaves no dimension; give a whole number from 1")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"sentences[{i}]: {type(text).__name__} is not a string; give a string or a list of strings"
+            )
 
 
 def with_default_prompt(prompts: Mapping[str, str], name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(place, done, monke
     after = {path.name: path.read_bytes() for path in (done / "rows").iterdir()}
     assert not trained and after.items() > before.items() and set(after) - set(before) == {"base_bidirectional.json"}
     assert "| LLM2Vec |" in (done / "tables" / "table2.md").read_text()  # rows that were not asked for stay
+    manifest = json.loads((done / "manifest.json").read_text())
+    assert manifest["seeds"] == {"llm2vec": [0], "grl": [0, 1]} and "llm2vec_mntp.yaml" in manifest["run_files"]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from tests.unit.data_samples import INSTRUCTION, ROWS, SAMPLES, SCORES, write_lines
 from ullme.cli import main
 from ullme.data import DataSource, load_pairs, stream_pairs
+from ullme.data.beir import QRELS_HEADER
 from ullme.data.convert import convert
-from ullme.data.judged import QRELS_HEADER
 from ullme.eval.own import own_tasks
 
 FOLDERS = ("beir", "msmarco")

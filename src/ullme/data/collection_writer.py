@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ullme.data.beir import QRELS_HEADER
 from ullme.data.joins import Seen
-from ullme.data.judged import QRELS_HEADER
 from ullme.data.wording import shortened
 
 #: What a row can say beside its texts.

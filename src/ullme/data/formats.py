@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ullme.data.beir import beir_rows, is_beir
 from ullme.data.dialects import DIALECTS
-from ullme.data.judged import beir_rows, is_beir, is_msmarco, msmarco_rows
+from ullme.data.msmarco import is_msmarco, msmarco_rows
 from ullme.data.readers import READERS, Attempt, format_of, jsonl_attempts, reader_of
 from ullme.data.wording import hint
 from ullme.extension import is_import_path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ullme.data.judged import part_files
+from ullme.data.beir import part_files
 from ullme.data.readers import SUFFIXES, Reader, format_of, reader_of
 from ullme.data.rows import titled
 from ullme.data.wording import hint, shortened

@@ -14,9 +14,11 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from ullme.data.beir import beir_parts, beir_splits
 from ullme.data.formats import container_of
 from ullme.data.joins import Joins
-from ullme.data.judged import Parts, beir_parts, beir_splits, msmarco_parts, msmarco_splits
+from ullme.data.judged import Parts
+from ullme.data.msmarco import msmarco_parts, msmarco_splits
 from ullme.data.readers import SUFFIXES
 from ullme.data.rows import titled
 from ullme.data.source import DataSource

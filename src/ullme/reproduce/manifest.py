@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ullme.eval.prompting import PromptPolicy, prompt_policy
 from ullme.eval.tasks import parts_of
 from ullme.reproduce.data import file_hash
 from ullme.reproduce.results import RowResult, written
-from ullme.reproduce.rows import Row
+from ullme.reproduce.rows import NAMED, Row
 from ullme.reproduce.study import Study
 from ullme.templates import ECHO_TEMPLATE, GENERATION_TEMPLATE, INSTRUCTION_TEMPLATE
 
@@ -57,8 +57,13 @@ def require_same_study(study: Study) -> None:
             )
 
 
-def write_manifest(study: Study, rows: Iterable[Row], results: Iterable[RowResult]) -> Path:
-    """Write ``manifest.json``: what the study is, what it ran on, and what is done of it."""
+def write_manifest(study: Study, rows: Sequence[Row], results: Sequence[RowResult]) -> Path:
+    """Write ``manifest.json``: what the study is, what it ran on, and what is done of it.
+
+    Seeds and run files are those of the rows asked for and of those that were done before. Commit, versions and
+    hardware are this call's; those of an earlier row stand in its own file.
+    """
+    named = [*rows, *(NAMED[result.row] for result in results if result.row in NAMED)]
     done = [
         {"row": r.row, "seed": r.seed, "model": r.model, "average": round(r.average, 2), "seconds": r.seconds}
         for r in results
@@ -68,8 +73,8 @@ def write_manifest(study: Study, rows: Iterable[Row], results: Iterable[RowResul
         "commit": commit(),
         "versions": versions(),
         "hardware": hardware(),
-        "seeds": {row.name: list(study.budget.seeds_of(row.name)) for row in rows if row.trained},
-        "run_files": {Path(s).name: file_hash(study.configs / s) for row in rows for s in row.stages},
+        "seeds": _seeds(study, rows, results),
+        "run_files": {Path(s).name: file_hash(study.configs / s) for row in named for s in row.stages},
         "prompts": prompt_hashes(study.prompts, study.tasks),
         "data": study.data.sources,
         "overlap": {
@@ -83,6 +88,14 @@ def write_manifest(study: Study, rows: Iterable[Row], results: Iterable[RowResul
         "done": done,
     }
     return written(study.results / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def _seeds(study: Study, rows: Iterable[Row], results: Iterable[RowResult]) -> dict[str, list[int]]:
+    seeds = {row.name: set(study.budget.seeds_of(row.name)) for row in rows if row.trained}
+    for result in results:
+        if result.seed is not None:
+            seeds.setdefault(result.row, set()).add(result.seed)
+    return {name: sorted(found) for name, found in seeds.items()}
 
 
 def prompt_hashes(prompts: Any, tasks: Iterable[AbsTask]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 2, "sliding_window": None},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
     "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8},
-    "gpt2": {},
+    "gpt2": {"max_position_embeddings": 640},
     "phi": {"num_key_value_heads": 2},
 }
 

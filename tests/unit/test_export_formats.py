@@ -95,7 +95,7 @@ def test_gguf_states_attention_and_pooling_whatever_the_converter_wrote(tmp_path
     reader = GGUFReader(report.path / GGUF_FILE)
     assert reader.get_field("gpt2.attention.causal").contents() is causal
     assert reader.get_field("gpt2.pooling_type").contents() == 3
-    assert json.loads(reader.get_field("seen").contents()) == [["GPT2LMHeadModel"], 128]
+    assert json.loads(reader.get_field("seen").contents()) == [["GPT2LMHeadModel"], 640]
     assert report.remarks == ["GGUF: its embeddings, because llama-cpp-python is not installed"]
     assert note(report.path, "llama.cpp").ready
     assert sorted(p.name for p in tmp_path.iterdir()) == ["convert_hf_to_gguf.py", "export", "gpt2"]

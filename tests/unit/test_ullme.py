@@ -6,9 +6,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.batches import random_batch
 from tests.tiny import SENTENCES, randomise_adapter, tiny_folder, tiny_ullme
+from ullme.apps.check_tiny import tiny_config
 from ullme.models import ULLME
 from ullme.models.encoding import forward_batches
 from ullme.models.lora import reference_mode
+from ullme.models.specs import COUNTED_POSITIONS, most_positions
 from ullme.types import Texts
 
 
@@ -201,3 +203,23 @@ def test_latent_pooling_trains_its_own_parameters(tiny_models):
 def test_reentrant_checkpointing_is_refused(model):
     with pytest.raises(ValueError, match="use_reentrant"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def test_texts_longer_than_a_model_can_count_are_refused(tiny_models):
+    with pytest.raises(ValueError, match="max_length: a text of 641 tokens is more than the 640 positions of 'gpt2'"):
+        tiny_ullme(tiny_models, "gpt2", max_length=641)
+    model = tiny_ullme(tiny_models, "gpt2", max_length=640)
+    assert model.embed_texts(Texts.from_lists([[5] * 640])).isfinite().all()
+    with pytest.raises(ValueError, match="a text of 700 tokens .* set a smaller max_length"):
+        model.score_texts(Texts.from_lists([[5] * 700]))  # a query and its passage, each within max_length
+
+
+@pytest.mark.parametrize("model_type", sorted(COUNTED_POSITIONS))
+def test_architectures_that_count_positions_read_as_many_and_no_more(model_type):
+    config = tiny_config(model_type)
+    model, most = AutoModelForCausalLM.from_config(config).eval(), most_positions(config)
+    ids_NT = torch.full((1, most + 1), 5)
+    with torch.no_grad():
+        assert model(ids_NT[:, :most]).logits.isfinite().all()
+        with pytest.raises((IndexError, RuntimeError)):
+            model(ids_NT)

@@ -73,6 +73,19 @@ REFUSED_TYPES: Mapping[str, tuple[str, str]] = {
     "xlstm": ("recurrent", _STATE),
 }
 
+#: Architectures that fail on a text longer than the positions they count, by the field of the config that counts them.
+COUNTED_POSITIONS: Mapping[str, str] = {
+    **dict.fromkeys(("biogpt", "codegen", "ctrl", "gpt2", "gpt_bigcode"), "max_position_embeddings"),
+    **dict.fromkeys(("gpt_neo", "gptj", "openai-gpt", "opt"), "max_position_embeddings"),
+    "mpt": "max_seq_len",
+}
+
+
+def most_positions(config: Any) -> int | None:
+    """Tokens of a text that this architecture can read at most; None where it counts no positions."""
+    field = COUNTED_POSITIONS.get(config.model_type)
+    return None if field is None else getattr(config, field)
+
 
 def refusal(config: Any) -> tuple[str, str] | None:
     """The kind of layer for which this architecture is refused and why, or None."""

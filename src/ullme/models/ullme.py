@@ -23,7 +23,7 @@ from ullme.models.lora import add_adapter
 from ullme.models.merging import merge_adapters
 from ullme.models.pooling import Pooling
 from ullme.models.settings import ModelSettings
-from ullme.models.specs import LogitsHead, logits_head
+from ullme.models.specs import LogitsHead, logits_head, most_positions
 from ullme.models.tensors import weights_digest
 from ullme.types import IGNORED, Attention, Batch, MaskedTexts, Need, Texts
 
@@ -58,6 +58,7 @@ class ULLME(nn.Module):
         source = resolve(self.settings)
         config = load_config(self.settings, source)
         refuse_by_kind(config)  # again part of the probe, but here before gigabytes are read
+        _require_positions(config, self.max_length)
         self.tokenizer = load_tokenizer(self.settings, source)
         self.causal_lm: PreTrainedModel = load_causal_lm(self.settings, source, config)
         self.merged = merge_adapters(self.causal_lm, self.settings.merged_adapters)
@@ -246,6 +247,7 @@ class ULLME(nn.Module):
         return head
 
     def _forward_batches(self, texts: Texts) -> list[list[int]]:
+        _require_positions(self.config, int(texts.lengths_N.max()) if len(texts) else 0)
         return encoding.forward_batches(texts, device_type=self.device.type, packed=self.switch.packs)
 
     def _likelihoods(self, texts: Texts, attention: Attention, target_X: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -265,6 +267,16 @@ class ULLME(nn.Module):
             at = torch.tensor(rows, device=self.device)
             logp_N, tokens_N = logp_N.index_copy(0, at, logp), tokens_N.index_copy(0, at, tokens)
         return logp_N, tokens_N
+
+
+def _require_positions(config: Any, tokens: int) -> None:
+    """Raise if the model cannot read so many tokens at once: max_length's, or a query's with its passage."""
+    positions = most_positions(config)
+    if positions is not None and tokens > positions:
+        raise ValueError(
+            f"max_length: a text of {tokens} tokens is more than the {positions} positions of {config.model_type!r}; "
+            "set a smaller max_length (half of them where passages are scored after their query)"
+        )
 
 
 def _require_text(skip_N: Tensor, lengths_N: Tensor) -> None:

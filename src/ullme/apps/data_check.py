@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from ullme.data import DataSource
 from ullme.data.files import labels_of
 from ullme.data.joins import Seen
 from ullme.data.wording import shortened
+from ullme.files import aside
 
 #: What can be found, and whether data that have it should not be trained on.
 KINDS: dict[str, bool] = {
@@ -243,10 +242,7 @@ def _written_whole(path: Path) -> Iterator[TextIO]:
             yield file
         return
     path = path.resolve()  # of a link, what it leads to
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        with (aside / path.name).open("w", encoding="utf-8") as file:
+    with aside(path) as folder:
+        with (folder / path.name).open("w", encoding="utf-8") as file:
             yield file
-        os.replace(aside / path.name, path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder / path.name, path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +10,7 @@ from typing import Any, NamedTuple
 from ullme.data.files import labels_of
 from ullme.data.source import DataSource
 from ullme.data.writers import require_target, writer_of
+from ullme.files import aside
 
 #: Complaints that are kept of rows that are left out.
 _SHOWN = 20
@@ -70,9 +69,8 @@ def write_rows(
         ValueError: as ``convert``; or the output is there already.
     """
     kind = require_target(output, to, drop)
-    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        place = aside / output.name
+    with aside(output) as folder:
+        place = folder / output.name
         writer = writer_of(place, kind, to, drop)
         try:
             done = _written(rows, labels, writer, skip_bad)
@@ -81,8 +79,6 @@ def write_rows(
         if not done.rows:
             raise ValueError(f"{labels[0]}: no row is good ({done.complaints[0]}); correct them")
         os.replace(place, output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return done
 
 

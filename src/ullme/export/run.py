@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from ullme.export.options import ExportOptions, ExportReport
 from ullme.export.parity import Comparison, require_same
 from ullme.export.refusals import require_exportable
 from ullme.export.serving import serving_notes
+from ullme.files import aside
 from ullme.models import ULLME
 
 #: Writes a file of another format into the directory and compares it with the model; returns what was found.
@@ -41,14 +40,10 @@ def export_model(model: ULLME, path: str | Path, options: ExportOptions | None =
     path, options = Path(path), options or ExportOptions()
     require_exportable(model, path, options.keep_adapter)
     prompts = dict(model.prompts if options.prompts is None else options.prompts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    with aside(path) as unfinished:
         report = _write(model, unfinished, prompts, options)
         unfinished.chmod(0o755)
         unfinished.replace(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return ExportReport(path, report.compared, report.notes, report.remarks)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from ullme.extension import is_import_path, source_digest
+from ullme.files import aside
 from ullme.models.lora import load_adapter_weights
 from ullme.models.merging import MERGED_KEY, SETTINGS_FILE, require_same_merged
 from ullme.models.settings import ModelSettings
@@ -38,14 +39,10 @@ _RUN_SETTINGS = (
 
 def save(model: ULLME, folder: Path) -> None:
     """Write a checkpoint beside its place and move it there; an interrupted save leaves the old one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with aside(folder) as unfinished:
         write_files(model, unfinished)
         unfinished.chmod(0o755)
         _replace_folder(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_files(model: ULLME, folder: Path) -> None:

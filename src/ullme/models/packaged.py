@@ -6,15 +6,15 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import shutil
 import struct
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
+
+from ullme.files import aside
 
 
 @dataclass(frozen=True)
@@ -96,29 +96,30 @@ def converted(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
+    with aside(target) as unfinished:
+        try:
+            _write_dequantized(gguf, unfinished)
+            os.replace(unfinished, target)
+        except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
+            if not target.exists():  # another process may have finished the same conversion first
+                raise ValueError(
+                    f"GGUF file {str(gguf)!r}: Transformers cannot convert it ({error}); get a complete file"
+                ) from error
+
+
+def _write_dequantized(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        dequantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        config = dequantized.config
-        del config.quantization_config
-        # A model that was loaded from GGUF refuses to be saved; one built from the same config does not.
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(dequantized.state_dict())
-        tokenizer.model_max_length = config.get_text_config().max_position_embeddings
-        tokenizer.save_pretrained(unfinished)
-        model.save_pretrained(unfinished)
-        os.replace(unfinished, target)
-    except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
-        if not target.exists():  # another process may have finished the same conversion first
-            raise ValueError(
-                f"GGUF file {str(gguf)!r}: Transformers cannot convert it ({error}); get a complete file"
-            ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    dequantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = dequantized.config
+    del config.quantization_config
+    # A model that was loaded from GGUF refuses to be saved; one built from the same config does not.
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(dequantized.state_dict())
+    tokenizer.model_max_length = config.get_text_config().max_position_embeddings
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
 
 
 def _sha256(path: Path) -> str:

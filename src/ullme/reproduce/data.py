@@ -16,9 +16,9 @@ from yaml import YAMLError
 
 from ullme.apps.doc_pairs import DocPairs
 from ullme.data import DataSource, load_pairs
+from ullme.files import written
 from ullme.reproduce.budgets import Budget
 from ullme.reproduce.overlap import Overlap
-from ullme.reproduce.results import written
 from ullme.types import PairExample
 
 DOCUMENTATION = "documentation"

@@ -13,8 +13,9 @@ from mteb.abstasks import AbsTask
 from ullme.apps.environment import commit, hardware, versions
 from ullme.eval.prompting import PromptPolicy, prompt_policy
 from ullme.eval.tasks import parts_of
+from ullme.files import written
 from ullme.reproduce.data import file_hash
-from ullme.reproduce.results import RowResult, written
+from ullme.reproduce.results import RowResult
 from ullme.reproduce.rows import NAMED, Row
 from ullme.reproduce.study import Study
 from ullme.templates import ECHO_TEMPLATE, GENERATION_TEMPLATE, INSTRUCTION_TEMPLATE

@@ -12,12 +12,13 @@ from rich.console import Console
 
 from ullme.apps.run_folder import MODEL_FOLDER
 from ullme.eval import evaluate
+from ullme.files import written
 from ullme.models import ULLME
 from ullme.models.lora import ADAPTER_CONFIG
 from ullme.reproduce.jobs import finished, placed, task_scores
 from ullme.reproduce.options import Options
 from ullme.reproduce.release_card import write_card
-from ullme.reproduce.results import RowResult, written
+from ullme.reproduce.results import RowResult
 from ullme.reproduce.rows import Row
 from ullme.reproduce.study import Job, Study, jobs, stage_configs
 from ullme.reproduce.tasks import LANGUAGES

@@ -12,9 +12,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ullme.config import RunConfig
+from ullme.files import written
 from ullme.models.packaged import PACKAGED_MODELS, PackagedModel
 from ullme.reproduce.options import Options
-from ullme.reproduce.results import RowResult, TaskScore, written
+from ullme.reproduce.results import RowResult, TaskScore
 from ullme.reproduce.rows import BASES, FLOOR
 from ullme.reproduce.study import Job, Study
 from ullme.reproduce.tables import Table

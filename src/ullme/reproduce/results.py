@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ullme.files import written
 from ullme.reproduce.rows import NAMED
 
 
@@ -97,15 +97,3 @@ def load_results(folder: Path, made_of: Iterable[str]) -> tuple[list[RowResult],
     kept = [result for result in found.values() if result.made_of in wanted]
     kept.sort(key=lambda r: (place.get(r.row, len(place)), r.row, -1 if r.seed is None else r.seed))
     return kept, [name for name, result in found.items() if result.made_of not in wanted]
-
-
-def written(place: Path, text: str) -> Path:
-    """Write a file so that it is there whole or as it was before."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f".{place.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(place)
-    return place

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from ullme.files import written
 from ullme.reproduce.bootstrap import LEVEL, Comparison, against, claimed_order, references, scores_of
-from ullme.reproduce.results import RowResult, written
+from ullme.reproduce.results import RowResult
 from ullme.reproduce.rows import NAMED
 
 #: The order of the paper's columns; other types come after.

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ullme.data.rows import shortened
+from ullme.files import written
 from ullme.types import Batch, Texts
 
 FORMAT = 1
@@ -142,9 +143,7 @@ class ReferenceFolder:
                 "texts": self.texts,
                 "shard_texts": self.shard_texts,
             }
-            unfinished = place.with_name(f".unfinished-{place.name}")
-            unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            os.replace(unfinished, place)
+            written(place, json.dumps(content, indent=2) + "\n")
 
     def has(self, shard: int) -> bool:
         """Whether this shard is there."""

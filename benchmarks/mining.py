@@ -34,8 +34,11 @@ from ullme.data import load_pairs, mine_negatives
 from ullme.models import ULLME
 from ullme.types import PairExample
 
-#: How each arm's negatives are mined, beside the default margin.
-MINED: dict[str, dict[str, Any]] = {"sampled": {"range_min": 10, "range_max": 100, "sampled": True}, "nearest": {}}
+#: How each arm's negatives are mined, beside the default margin, which may pass over many of the nearest.
+MINED: dict[str, dict[str, Any]] = {
+    "sampled": {"range_min": 10, "range_max": 100, "sampled": True},
+    "nearest": {"range_max": 100},
+}
 
 MAX_LENGTH = 64
 

@@ -320,6 +320,15 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_embedded
     assert model.seen == []
 
 
+def test_rows_that_no_candidate_fits_are_counted_with_the_option_that_looks_further(tmp_path, capsys):
+    model, source = tiny_folder(tmp_path / "model"), write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    for name, more in (("a.jsonl", []), ("b.jsonl", ["--range-max", "5"])):
+        strict = ["--max-score", "-1", *more]
+        assert main(["data", "mine", str(model), str(source), str(tmp_path / name), *strict]) == 0
+        said = capsys.readouterr().out
+        assert f"{len(PAIRS)} rows have none" in said and ("--range-max" in said) is not bool(more)
+
+
 def test_a_cross_encoders_scores_decide(tmp_path, capsys):
     """A random cross-encoder: bounds hold for its scores, and these are what is written."""
     from sentence_transformers import CrossEncoder

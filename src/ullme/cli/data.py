@@ -161,6 +161,8 @@ def mine(
         how |= {"cross_encoder": _cross_encoder(cross_encoder, device), "progress": progress}
         done = mine_data(pairs, output, miner, **how)
     said = f"{done.negatives} negatives for {done.rows} rows in {output}; {done.without} rows have none"
+    if done.without and range_max is None:
+        said += "; a greater --range-max looks at more candidates"
     stdout().print(said, soft_wrap=True, markup=False)
 
 

@@ -4,7 +4,7 @@
 
 Rows and test tasks come from files of pairs, of which some stretches are kept for a test of their own, or from the
 documentation of the packages that are installed; no subpackage is on both sides. Batches, and the passages that
-negatives are taken from, are of all files; the score is the mean of the files'.
+negatives are taken from, are of all files; the score is the mean over the queries of all.
 Of each seed a fresh adapter is first trained with random negatives, or ``--start`` gives a model that has been
 trained, all of whose rows ``--known`` keeps out of the test. From there every arm trains it further for as many
 steps, on the same new rows in the same order: with negatives drawn at random from all training passages, and with
@@ -18,11 +18,14 @@ import argparse
 import json
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ullme.apps.doc_pairs import DocPairs, doc_pairs, write_jsonl
 from ullme.apps.doc_sources import PACKAGES
@@ -32,6 +35,7 @@ from ullme.apps.train import train
 from ullme.config import RunConfig
 from ullme.data import load_pairs, mine_negatives
 from ullme.models import ULLME
+from ullme.reproduce.bootstrap import bootstrap
 from ullme.types import PairExample
 
 #: How each arm's negatives are mined, beside the default margin, which may pass over many of the nearest.
@@ -120,43 +124,51 @@ def encoder(folder: Path) -> Any:
 
 
 def trained(
-    rows: Sequence[PairExample], options: argparse.Namespace, folder: Path, seed: int, start: Path | None = None
+    rows: Callable[[], Sequence[PairExample]],
+    options: argparse.Namespace,
+    folder: Path,
+    seed: int,
+    start: Path | None = None,
 ) -> Path:
     """The folder of the model after the fixed run on these rows, which may be there already."""
     if not (folder / "run" / "model").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        write_jsonl(rows, folder / "train.jsonl")
+        write_jsonl(rows(), folder / "train.jsonl")
         train(run_config(options, folder, seed, start))
     return folder / "run" / "model"
 
 
-def ndcg(encode: Any, sources: Sequence[DocPairs]) -> float:
-    """nDCG@10 in 0..1, the mean over the sources' tasks."""
+def ndcg(encode: Any, sources: Sequence[DocPairs]) -> list[float]:
+    """nDCG@10 in 0..100 of every query, source by source."""
     tasks = [RetrievalTask(source.corpus, source.queries, source.qrels) for source in sources]
-    return statistics.mean(task(encode)["ndcg@10"] for task in tasks)
+    found = [(task, task.per_query(encode)) for task in tasks]
+    return [round(100 * scores[query]["ndcg@10"], 2) for task, scores in found for query in task.queries]
 
 
 def compare(options: argparse.Namespace, sources: Sequence[DocPairs], result: dict[str, Any]) -> Iterator[None]:
-    """Add what the first model and each arm score with one seed to its result; yields after each."""
+    """Add what each query scores by the first model and by each arm with one seed to its result; yields after each."""
     seed, count = result["seed"], options.negatives
     pairs = list(chain(*(source.train for source in sources)))
     passages = [row.positives[0] for row in pairs]
     rows_of_a_run = options.steps * options.batch_size
     warm, rows = [random.Random(s).sample(pairs, rows_of_a_run) for s in (seed, 1000 + seed)]
     folder = options.output / f"seed-{seed}"
-    start = options.start or trained(with_random(warm, passages, count, seed), options, folder / "first", seed)
+    start = options.start or trained(lambda: with_random(warm, passages, count, seed), options, folder / "first", seed)
     miner = encoder(start)
     if "first" not in result:
         result["first"] = ndcg(miner, sources)
         yield
-    drawn = with_random(rows, passages, count, seed)
+
+    def with_negatives(arm: str) -> list[PairExample]:
+        drawn = with_random(rows, passages, count, seed)
+        if arm not in MINED:
+            return drawn
+        mined = mine_negatives(rows, miner, corpus=passages, count=count, seed=seed, **MINED[arm])
+        result[f"{arm}_per_row"] = statistics.mean(len(row.negatives) for row in mined)
+        return [filled(row, more, count) for row, more in zip(mined, drawn, strict=True)]
+
     for arm in [arm for arm in ("random", *options.arms) if arm not in result]:
-        negatives = drawn
-        if arm in MINED:
-            mined = mine_negatives(rows, miner, corpus=passages, count=count, seed=seed, **MINED[arm])
-            negatives = [filled(row, more, count) for row, more in zip(mined, drawn, strict=True)]
-            result[f"{arm}_per_row"] = statistics.mean(len(row.negatives) for row in mined)
-        result[arm] = ndcg(encoder(trained(negatives, options, folder / arm, seed, start)), sources)
+        result[arm] = ndcg(encoder(trained(partial(with_negatives, arm), options, folder / arm, seed, start)), sources)
         yield
 
 
@@ -198,11 +210,21 @@ def main() -> None:
         result = next((entry for entry in done if entry["seed"] == seed), {"seed": seed})
         done += [] if result in done else [result]
         for _ in compare(options, sources, result):
-            kept.write_text(json.dumps(done, indent=2) + "\n")
-            print(json.dumps(result), flush=True)
+            kept.write_text(json.dumps(done) + "\n")
+            print(
+                {key: round(statistics.mean(v), 2) if isinstance(v, list) else v for key, v in result.items()},
+                flush=True,
+            )
     for arm in options.arms:
-        gains = [100 * (entry[arm] - entry["random"]) for entry in done if arm in entry]
-        print(f"{arm} over random, nDCG@10 points: mean {statistics.mean(gains):+.2f}, each {gains}")
+        print(f"{arm} over random, nDCG@10 points: {compared(done, arm)}")
+
+
+def compared(done: Sequence[dict[str, Any]], arm: str) -> str:
+    """The mean difference to random negatives, with a 95% interval over queries and seeds, and that of each seed."""
+    gain_QS = np.array([np.subtract(entry[arm], entry["random"]) for entry in done if arm in entry]).T
+    gain = bootstrap(gain_QS, draws=2000)
+    each = ", ".join(f"{mean:+.2f}" for mean in gain_QS.mean(0))
+    return f"{gain.mean:+.2f} ({gain.low:+.2f} to {gain.high:+.2f}) over {gain.seeds} seeds ({each})"
 
 
 if __name__ == "__main__":

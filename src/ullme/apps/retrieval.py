@@ -36,14 +36,19 @@ class RetrievalTask:
         )
         return {query: {ids[at]: score for at, score in found} for query, found in zip(self.queries, hits, strict=True)}
 
-    def __call__(self, encode: Encode, encode_query: Encode | None = None) -> dict[str, float]:
-        """Mean ``ndcg@10``, ``recall@10``, ``recall@100`` and ``mrr`` over the queries, each in 0..1 (by trec_eval)."""
+    def per_query(self, encode: Encode, encode_query: Encode | None = None) -> dict[str, dict[str, float]]:
+        """``ndcg@10``, ``recall@10``, ``recall@100`` and ``mrr`` of every query, each in 0..1 (by trec_eval)."""
         import pytrec_eval
 
         qrels = {query: dict(passages) for query, passages in self.qrels.items()}
         judge = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.10,100", "recip_rank"})
-        judged = judge.evaluate(self.run(encode, encode_query)).values()
-        return {name: float(np.mean([query[trec] for query in judged])) for name, trec in _MEASURES.items()}
+        judged = judge.evaluate(self.run(encode, encode_query))
+        return {query: {name: found[trec] for name, trec in _MEASURES.items()} for query, found in judged.items()}
+
+    def __call__(self, encode: Encode, encode_query: Encode | None = None) -> dict[str, float]:
+        """The means of ``per_query`` over the queries."""
+        found = self.per_query(encode, encode_query).values()
+        return {name: float(np.mean([query[name] for query in found])) for name in _MEASURES}
 
 
 def nearest_passages(

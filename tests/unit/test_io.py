@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import SENTENCES, randomise_adapter, tiny_folder, tiny_ullme
@@ -56,6 +57,98 @@ def test_an_existing_adapter_can_be_trained_further(tiny_models, model, checkpoi
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(again.eval()(ids, is_generate=True).logits, model.eval()(ids, is_generate=True).logits)
     assert any(p.requires_grad for n, p in again.named_parameters() if "lora_" in n)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"lora_alpha": 64},
+        {"lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]},
+        {"pooling": "latent"},
+    ],
+)
+def test_an_adapter_that_was_trained_further_loads_as_what_it_is(tiny_models, tmp_path, adapter):
+    """Its rank, scale, targets and pooler are those of the adapter it began as, whatever the defaults are."""
+    pooling = adapter.get("pooling", "mean")
+    first = tiny_ullme(tiny_models, lora_name="first", **adapter)
+    for parameter in first.pooler.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    first.save_pretrained(tmp_path / "first")
+    further = ULLME(str(tiny_models / "llama"), adapter_path=str(tmp_path / "first"), max_length=64, pooling=pooling)
+    further.save_pretrained(tmp_path / "second")
+    again = ULLME.from_pretrained(tmp_path / "second")
+    assert np.array_equal(first.encode(SENTENCES), further.encode(SENTENCES))
+    assert np.array_equal(again.encode(SENTENCES), further.encode(SENTENCES))
+    assert again.fingerprint() == further.fingerprint() == first.fingerprint()
+    assert (again.settings.lora_r, again.settings.lora_alpha) == (first.settings.lora_r, first.settings.lora_alpha)
+
+
+def test_a_plain_adapter_with_what_no_setting_says_loads_as_what_it_is(tiny_models, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_ullme(tiny_models).settings.model_name_or_path)
+    config = LoraConfig(r=4, use_rslora=True, use_dora=True, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "plain")
+    further = ULLME(str(tiny_models / "llama"), adapter_path=str(tmp_path / "plain"), max_length=64)
+    further.save_pretrained(tmp_path / "second")
+    again = ULLME.from_pretrained(tmp_path / "second")
+    assert np.array_equal(again.encode(SENTENCES), further.eval().encode(SENTENCES))
+
+
+def test_models_that_differ_only_in_the_scale_of_their_adapter_are_told_apart(tiny_models, tmp_path):
+    tiny_ullme(tiny_models, lora_name="a").save_pretrained(tmp_path / "a")
+    prints = []
+    for alpha in (32, 64):
+        place = tmp_path / "a" / "adapter_config.json"
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"lora_alpha": alpha}))
+        prints.append(ULLME.from_pretrained(tmp_path / "a").fingerprint())
+    assert prints[0] != prints[1]
+
+
+def test_an_adapter_is_not_trained_further_on_another_base(checkpoint, tmp_path):
+    other = tiny_folder(tmp_path / "other", seed=7)
+    with pytest.raises(ValueError, match="adapter .*checkpoint' was made for other weights than"):
+        ULLME(str(other), adapter_path=str(checkpoint))
+
+
+def test_a_checkpoint_has_its_own_tokenizer(tiny_models, tmp_path):
+    model = tiny_ullme(tiny_models, lora_name="a")
+    before = model.fingerprint()
+    begin = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", model.tokenizer.bos_token_id)])
+    model.tokenizer.backend_tokenizer.post_processor = begin
+    assert model.fingerprint() != before, "another tokenizer is another embedder"
+    model.save_pretrained(tmp_path / "a")
+    again = ULLME.from_pretrained(tmp_path / "a")
+    assert again.tokenizer("cat").input_ids[0] == model.tokenizer.bos_token_id
+    assert again.fingerprint() == model.fingerprint()
+    assert np.array_equal(again.encode(SENTENCES), model.encode(SENTENCES))
+
+
+def test_saving_replaces_nothing_but_a_checkpoint(tiny_models, model, checkpoint, tmp_path, monkeypatch):
+    base = tiny_folder(tmp_path / "base")
+    with pytest.raises(ValueError, match="base' holds other files, which would be lost; name a new folder"):
+        model.save_pretrained(base)
+    assert (base / "model.safetensors").is_file()
+    tiny_ullme(tiny_models).save_pretrained(tmp_path / "whole")
+    adapted = ULLME(str(tmp_path / "whole"), lora_name="b")
+    with pytest.raises(ValueError, match="whole' is the base of this adapter"):
+        adapted.save_pretrained(tmp_path / "whole")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    model.save_pretrained(".")
+    assert np.array_equal(ULLME.from_pretrained(tmp_path / "empty").encode("cat"), model.encode("cat"))
+
+
+def test_what_the_adapter_is_cannot_be_overridden(checkpoint, tiny_models):
+    with pytest.raises(ValueError, match="lora_r: 8 is not what the adapter in .* has; leave it out"):
+        ULLME.from_pretrained(checkpoint, lora_r=8)
+
+
+def test_target_modules_may_be_a_list_for_a_wrapped_model(tiny_models, tmp_path):
+    targets = ["q_proj", "v_proj"]
+    model = tiny_ullme(tiny_models, lora_name="a", lora_target_modules=targets)
+    model.save_pretrained(tmp_path / "a")
+    base = str(tiny_models / "llama")
+    wrapped = WrappedULLME(base, lora_name="a", lora_target_modules=targets, model_checkpoint=tmp_path / "a")
+    assert np.array_equal(wrapped.encode(SENTENCES), model.encode(SENTENCES))
 
 
 def test_saving_again_replaces_the_old_checkpoint_whole(model, checkpoint):

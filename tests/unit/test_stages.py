@@ -99,7 +99,7 @@ def test_the_order_of_stages_is_theirs(base, first, second, tmp_path):
 
 def test_an_adapter_of_another_base_is_refused(first, tmp_path):
     other = tiny_folder(tmp_path / "other", seed=5)
-    with pytest.raises(ValueError, match=r"merged_adapters: .*first' was trained on other weights than .*other'"):
+    with pytest.raises(ValueError, match=r"merged_adapters: .*first' was made for other weights than .*other'"):
         ULLME(str(other), merged_adapters=(str(tmp_path / "first"),))
 
 

@@ -130,7 +130,7 @@ def token_counter(model: str) -> Callable[[str], int]:
     Raises:
         ValueError: no such model, or it has no tokenizer.
     """
-    from ullme.models.io import SETTINGS_FILE
+    from ullme.models.checkpoint import SETTINGS_FILE
     from ullme.models.loading import load_tokenizer, resolve
     from ullme.models.settings import ModelSettings
 

@@ -17,8 +17,8 @@ from ullme.encode.source import TextRow
 from ullme.encode.survey import survey
 from ullme.eval.models import kind_of
 from ullme.models import ULLME, ModelSettings
+from ullme.models.checkpoint import read_settings
 from ullme.models.choosing import refuse_by_kind
-from ullme.models.io import read_settings
 from ullme.models.loading import load_config, resolve
 from ullme.trainer.diagnostics import kendall_tau
 from ullme.types import Attention

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from ullme.models import ULLME
+from ullme.models.loading import tokenizer_rules
 from ullme.models.tensors import weights_digest
 
 
@@ -89,7 +90,7 @@ def _sentence_transformer(model: SentenceTransformer) -> str:
         modules.append([name, type(module).__name__, config])
     content = {
         "modules": modules,
-        "tokenizer": _tokenizer(model.tokenizer),
+        "tokenizer": tokenizer_rules(model.tokenizer),
         "prompts": [model.prompts, model.default_prompt_name],
         "lengths": [model.max_seq_length, model.truncate_dim],
         "similarity": str(model.similarity_fn_name),
@@ -104,12 +105,3 @@ def _without_origin(config: Any) -> Any:
     if config is None:
         return None
     return {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-
-
-def _tokenizer(tokenizer: Any) -> Any:
-    """The rules of a tokenizer; what its last call left in it (padding, truncation) is not one of them."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return str(type(tokenizer))
-    rules = json.loads(backend.to_str())
-    return [{key: rules[key] for key in sorted(rules.keys() - {"padding", "truncation"})}, tokenizer.padding_side]

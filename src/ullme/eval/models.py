@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 
 from ullme.models import ULLME, WrappedULLME
-from ullme.models.io import SETTINGS_FILE
+from ullme.models.checkpoint import SETTINGS_FILE
 from ullme.models.packaged import PACKAGED_MODELS
 
 #: Endings of architecture names of encoders, some of which Transformers can also load as causal LMs.

@@ -19,26 +19,34 @@ from safetensors.torch import save_file
 
 from ullme.extension import is_import_path, source_digest
 from ullme.files import aside
-from ullme.models.lora import load_adapter_weights
-from ullme.models.merging import MERGED_KEY, SETTINGS_FILE, require_same_merged
+from ullme.models.checkpoint import FORMAT, MERGED_KEY, SETTINGS_FILE, is_checkpoint, read_settings, require_base
+from ullme.models.loading import tokenizer_rules
+from ullme.models.lora import decisive_config, load_adapter_weights
 from ullme.models.settings import ModelSettings
-from ullme.models.tensors import read_safetensors, require_same_tensors, same_signature, signature
+from ullme.models.tensors import read_safetensors, require_same_tensors, signature, weights_digest
 
 if TYPE_CHECKING:
     from ullme.models.ullme import ULLME
 
 POOLER_FILE = "pooler.safetensors"
-FORMAT = 1
 
+#: Settings of a new adapter: a loaded one has its own.
+_ADAPTER_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 #: Settings that say where and how to run, not what the embedding is.
 _RUN_SETTINGS = (
     *("model_name_or_path", "adapter_path", "merged_adapters", "gguf_file", "device_map", "gradient_checkpointing"),
-    *("lora_name", "attention_dropout"),
+    *("lora_name", "attention_dropout", *_ADAPTER_SETTINGS),
 )
 
 
 def save(model: ULLME, folder: Path) -> None:
-    """Write a checkpoint beside its place and move it there; an interrupted save leaves the old one."""
+    """Write a checkpoint beside its place and move it there; an interrupted save leaves the old one.
+
+    Raises:
+        ValueError: the place holds something else than an earlier checkpoint, or the base of this one.
+    """
+    folder = folder.resolve()
+    _require_free(model, folder)
     with aside(folder) as unfinished:
         write_files(model, unfinished)
         unfinished.chmod(0o755)
@@ -68,14 +76,28 @@ def write_files(model: ULLME, folder: Path) -> None:
 def load(cls: type[ULLME], folder: Path, overrides: dict[str, Any]) -> ULLME:
     """A model from a checkpoint folder, in eval mode; see :meth:`ULLME.from_pretrained`."""
     content = read_settings(folder)
-    settings = {**content["settings"], **overrides}
-    if content["base_signature"] is None:
-        settings["model_name_or_path"] = str(folder)
-        settings["gguf_file"] = None
-        settings["merged_adapters"] = ()  # in the weights already
-    model = cls(**ModelSettings.from_dict(settings, str(folder / SETTINGS_FILE)).to_dict())
-    load_weights(model, folder)
-    return model.eval()
+    origin = str(folder / SETTINGS_FILE)
+    saved = ModelSettings.from_dict(content["settings"], origin)
+    settings = ModelSettings.from_dict({**content["settings"], **overrides}, origin)
+    if saved.has_adapter:
+        _require_own_adapter(folder, saved, settings)
+    model = cls(**where_it_lies(settings, folder, saved.has_adapter).to_dict())
+    finish_loading(model, folder, settings if saved.has_adapter else model.settings)
+    return model
+
+
+def where_it_lies(settings: ModelSettings, folder: Path, adapter: bool) -> ModelSettings:
+    """Settings that build the model of a checkpoint: with the adapter in its folder, or from the weights there."""
+    if adapter:
+        return replace(settings, lora_name=None, adapter_path=str(folder))
+    return replace(settings, model_name_or_path=str(folder), gguf_file=None, merged_adapters=())  # in its weights
+
+
+def finish_loading(model: ULLME, folder: Path, settings: ModelSettings) -> None:
+    """Give a model that was built from a checkpoint's folder its pooler and settings, and put it in eval mode."""
+    model.settings = settings
+    load_pooler(model, folder)
+    model.eval()
 
 
 def load_weights(model: ULLME, folder: Path) -> None:
@@ -85,59 +107,37 @@ def load_weights(model: ULLME, folder: Path) -> None:
         ValueError: the checkpoint was made for another base, pooling or adapter shape, or is damaged.
     """
     content = read_settings(folder)
-    expected = content["base_signature"]
-    if expected is not None:
-        _require_base(model, folder, content)
-        assert model.peft_model is not None
+    if content["base_signature"] is not None:
+        origin = f"checkpoint {str(folder)!r}"
+        if model.peft_model is None:
+            raise ValueError(f"{origin} holds an adapter but the model has none; give lora_name")
+        settings = model.settings
+        quantized = settings.quantization is not None
+        require_base(origin, model.causal_lm, content, model.merged, settings.merged_adapters, quantized)
         load_adapter_weights(model.peft_model, folder)
+    load_pooler(model, folder)
+
+
+def load_pooler(model: ULLME, folder: Path) -> None:
+    """Give a pooler that learns the weights in a folder; ValueError if they are missing or of another one."""
     if model.pooler.has_weights:
         saved, own = read_safetensors(folder / POOLER_FILE), model.pooler.state_dict()
         require_same_tensors(f"checkpoint {str(folder)!r}", saved, own)
         model.pooler.load_state_dict(saved)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The content of ``ullme.json``; ValueError if the folder is no checkpoint of ours."""
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        raise ValueError(f"checkpoint {str(folder)!r}: no {SETTINGS_FILE} there; give a folder saved by ullme")
-    try:
-        content = json.loads(path.read_text())
-        missing = {"format", "settings", "base_model_type", "base_signature"} - content.keys()
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{str(path)!r} is truncated or no JSON object ({error}); use another checkpoint") from error
-    if missing:
-        raise ValueError(f"{str(path)!r} lacks {sorted(missing)}; use a complete checkpoint")
-    if content["format"] != FORMAT:
-        raise ValueError(f"{str(path)!r}: format {content['format']} is newer than {FORMAT}; update ullme")
-    return content
-
-
-def fingerprint(settings: ModelSettings, weights: str) -> str:
+def fingerprint(model: ULLME) -> str:
     """A hash of all that decides an embedding, and of nothing that only says where the model lies."""
+    settings = model.settings
     decisive = {k: v for k, v in settings.to_dict().items() if k not in _RUN_SETTINGS}
+    decisive |= {"weights": weights_digest(model), "tokenizer": tokenizer_rules(model.tokenizer)}
+    if model.peft_model is not None:
+        decisive["adapter"] = decisive_config(model.peft_model)
+    if settings.chat_template:
+        decisive["chat_template_text"] = model.tokenizer.chat_template
     if is_import_path(settings.pooling):
         decisive["pooling_source"] = source_digest(settings.pooling, "pooling")
-    text = json.dumps({**decisive, "weights": weights}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _require_base(model: ULLME, folder: Path, content: dict[str, Any]) -> None:
-    if model.peft_model is None:
-        raise ValueError(f"checkpoint {str(folder)!r} holds an adapter but the model has none; give lora_name")
-    if content["base_model_type"] != model.config.model_type:
-        raise ValueError(
-            f"checkpoint {str(folder)!r} was made for a {content['base_model_type']!r} model, not "
-            f"{model.config.model_type!r}; load it on its own base, {content['settings']['model_name_or_path']!r}"
-        )
-    folders = model.settings.merged_adapters
-    require_same_merged(f"checkpoint {str(folder)!r}", model.merged, content.get(MERGED_KEY, ()), folders)
-    quantized = model.settings.quantization or content["settings"]["quantization"]
-    if not quantized and not same_signature(signature(model.causal_lm), content["base_signature"], len(model.merged)):
-        raise ValueError(
-            f"checkpoint {str(folder)!r} was made for other weights than {model.settings.model_name_or_path!r}; "
-            f"load it on its own base, {content['settings']['model_name_or_path']!r}"
-        )
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _portable(settings: ModelSettings) -> ModelSettings:
@@ -145,6 +145,27 @@ def _portable(settings: ModelSettings) -> ModelSettings:
     lora_name = (settings.lora_name or "adapter") if settings.has_adapter else None
     merged = settings.merged_adapters if settings.has_adapter else ()  # full weights hold them
     return replace(settings, adapter_path=None, device_map=None, lora_name=lora_name, merged_adapters=merged)
+
+
+def _require_own_adapter(folder: Path, saved: ModelSettings, settings: ModelSettings) -> None:
+    for name in _ADAPTER_SETTINGS:
+        if settings.has_adapter and getattr(settings, name) != getattr(saved, name):
+            raise ValueError(
+                f"{name}: {getattr(settings, name)!r} is not what the adapter in {str(folder)!r} has; leave it out"
+            )
+
+
+def _require_free(model: ULLME, place: Path) -> None:
+    """Raise unless nothing but an earlier checkpoint would make room for a model's."""
+    if not place.exists() or place.is_dir() and not any(place.iterdir()):
+        return
+    base = Path(model.settings.model_name_or_path).expanduser()
+    if not is_checkpoint(place):
+        raise ValueError(
+            f"save_pretrained: {str(place)!r} holds other files, which would be lost; name a new folder"
+        )
+    if model.settings.has_adapter and base.exists() and base.samefile(place):
+        raise ValueError(f"save_pretrained: {str(place)!r} is the base of this adapter; name another folder")
 
 
 def _replace_folder(new: Path, place: Path) -> None:

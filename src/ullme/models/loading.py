@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
+from ullme.models.checkpoint import is_checkpoint
 from ullme.models.dropout import set_attention_dropout
 from ullme.models.merging import require_adapters
 from ullme.models.packaged import PACKAGED_MODELS, converted, packaged_gguf
@@ -108,9 +111,14 @@ def load_causal_lm(settings: ModelSettings, source: str, config: Any) -> PreTrai
 def load_tokenizer(settings: ModelSettings, source: str) -> Any:
     """The tokenizer with a pad token (EOS where it has none: padding is masked, so any token will do).
 
+    An adapter that ullme saved has the tokenizer beside it with which it was trained.
+
     Raises:
         ValueError: no tokenizer is found, or it has neither a pad nor an EOS token.
     """
+    adapter = Path(settings.adapter_path or "")
+    if settings.adapter_path and is_checkpoint(adapter) and (adapter / TOKENIZER_CONFIG_FILE).is_file():
+        source = str(adapter)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
@@ -127,6 +135,15 @@ def load_tokenizer(settings: ModelSettings, source: str) -> Any:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_rules(tokenizer: Any) -> Any:
+    """The rules of a tokenizer as JSON values; what its last call left in it (padding, truncation) is none of them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return str(type(tokenizer))
+    rules = json.loads(backend.to_str())
+    return [{key: rules[key] for key in sorted(rules.keys() - {"padding", "truncation"})}, tokenizer.padding_side]
 
 
 def _quantization_config(settings: ModelSettings) -> Any:

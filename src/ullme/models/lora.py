@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from ullme.models.settings import ModelSettings
 from ullme.models.tensors import read_safetensors, require_same_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
+#: Keys of an adapter's config that say where it comes from.
+PLACES = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
 
 
 def add_adapter(causal_lm: PreTrainedModel, settings: ModelSettings) -> PeftModel | None:
@@ -101,6 +104,30 @@ def load_adapter_weights(peft_model: PeftModel, folder: Path) -> None:
     saved = read_safetensors(folder / "adapter_model.safetensors")
     require_same_tensors(f"adapter {str(folder)!r}", saved, get_peft_model_state_dict(peft_model))
     set_peft_model_state_dict(peft_model, saved)
+
+
+def adapter_settings(settings: ModelSettings, peft_model: PeftModel) -> ModelSettings:
+    """The settings with the numbers of the LoRA adapter that the model has, which a loaded one brings along."""
+    config: Any = peft_model.active_peft_config
+    if not isinstance(config, LoraConfig) or config.target_modules is None:
+        return settings
+    targets = config.target_modules
+    return replace(
+        settings,
+        lora_r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        lora_target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
+    )
+
+
+def decisive_config(peft_model: PeftModel) -> dict[str, Any]:
+    """What an adapter's config says beside the defaults and decides an embedding, as JSON values."""
+    config = peft_model.active_peft_config
+    usual = type(config)().to_dict()
+    stated = {name: value for name, value in config.to_dict().items() if value != usual.get(name)}
+    passed = (*PLACES, "lora_dropout")
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in stated.items() if k not in passed}
 
 
 def original_tensors(causal_lm: PreTrainedModel, peft_model: PeftModel | None) -> dict[str, Any]:

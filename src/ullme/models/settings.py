@@ -18,9 +18,6 @@ WINDOWS = ("window", "full")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 QUANTIZATIONS = (None, "4bit", "8bit")
 
-#: Settings that are lists in JSON and YAML.
-_TUPLES = ("lora_target_modules", "merged_adapters")
-
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -113,6 +110,8 @@ class ModelSettings:
                 "pooling: 'cls' pools the first token, which under causal attention sees nothing of the text; use "
                 "lasttoken or mean, or attention: bidirectional"
             )
+        if isinstance(self.lora_target_modules, list):
+            object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
         self._check_adapters()
         require_template(self.generation_template)
 
@@ -156,8 +155,7 @@ class ModelSettings:
         known = [f.name for f in fields(cls)]
         for key in values:
             require_choice(f"{origin}: key", key, known)
-        lists = {name: tuple(v) for name, v in values.items() if name in _TUPLES and isinstance(v, list)}
-        return cls(**{**values, **lists})
+        return cls(**values)
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

@@ -15,16 +15,16 @@ from transformers import PreTrainedModel
 
 from ullme.models import encoding, io
 from ullme.models.attention import attention_switch
+from ullme.models.checkpoint import is_checkpoint, read_settings, require_base
 from ullme.models.choosing import refuse_by_kind
 from ullme.models.inputs import objective_inputs
 from ullme.models.loading import load_causal_lm, load_config, load_tokenizer, resolve
 from ullme.models.logprob import sequence_logp
-from ullme.models.lora import add_adapter
+from ullme.models.lora import adapter_settings, add_adapter
 from ullme.models.merging import merge_adapters
 from ullme.models.pooling import Pooling
 from ullme.models.settings import ModelSettings
 from ullme.models.specs import LogitsHead, logits_head, most_positions
-from ullme.models.tensors import weights_digest
 from ullme.types import IGNORED, Attention, Batch, MaskedTexts, Need, Texts
 
 
@@ -62,11 +62,14 @@ class ULLME(nn.Module):
         self.tokenizer = load_tokenizer(self.settings, source)
         self.causal_lm: PreTrainedModel = load_causal_lm(self.settings, source, config)
         self.merged = merge_adapters(self.causal_lm, self.settings.merged_adapters)
+        self._require_adapters_base()
         self.switch = attention_switch(self.causal_lm, self.settings.window, self.settings.packing)
         self.embedding_dimension = self._hidden_width()
         # A tuple keeps the same modules as ``causal_lm`` out of the module tree, so that no parameter appears twice.
         self._adapted = (add_adapter(self.causal_lm, self.settings),)
         self.pooler = Pooling(self.settings.pooling, self.embedding_dimension).to(self.device)
+        if self.settings.adapter_path:
+            self._continue_adapter(Path(self.settings.adapter_path))
         self.text_tokenizer = self.settings.text_tokenizer(self.tokenizer)
         if self.settings.gradient_checkpointing:
             self.gradient_checkpointing_enable()
@@ -172,7 +175,7 @@ class ULLME(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of all that decides an embedding: weights, attention, pooling, prompts, dtype, lengths, template."""
-        return io.fingerprint(self.settings, weights_digest(self))
+        return io.fingerprint(self)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Recompute activations in backward, non-reentrant: a call's attention travels with it."""
@@ -236,6 +239,20 @@ class ULLME(nn.Module):
     def _hidden_width(self) -> int:
         one_NT = torch.ones(1, 1, dtype=torch.long, device=self.device)
         return self.switch.hidden(self.causal_lm, one_NT, one_NT, "causal").shape[-1]
+
+    def _require_adapters_base(self) -> None:
+        folder = Path(self.settings.adapter_path or "")
+        if self.settings.adapter_path and is_checkpoint(folder):  # a plain peft adapter says nothing about its base
+            content, quantized = read_settings(folder), self.settings.quantization is not None
+            origin, folders = f"adapter {str(folder)!r}", self.settings.merged_adapters
+            require_base(origin, self.causal_lm, content, self.merged, folders, quantized)
+
+    def _continue_adapter(self, folder: Path) -> None:
+        """Take over what else decided the embeddings of an adapter: its numbers, and the pooler trained with it."""
+        assert self.peft_model is not None
+        self.settings = adapter_settings(self.settings, self.peft_model)
+        if (folder / io.POOLER_FILE).is_file():
+            io.load_pooler(self, folder)
 
     def _head(self) -> LogitsHead:
         head = logits_head(self.causal_lm)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ullme.models.io import SETTINGS_FILE, load_weights, read_settings
+from ullme.models.checkpoint import SETTINGS_FILE, read_settings
+from ullme.models.io import finish_loading, where_it_lies
 from ullme.models.settings import ModelSettings
 from ullme.models.ullme import ULLME
 
@@ -28,13 +29,15 @@ class WrappedULLME(ULLME):
         model_checkpoint: str | Path | None = None,
         **settings: Any,
     ) -> None:
-        if model_checkpoint is not None:
-            settings = _with_checkpoint(Path(model_checkpoint), str(model_name_or_path), settings)
-            model_name_or_path = settings.pop("model_name_or_path")
-        super().__init__(model_name_or_path, model_backbone_type, **settings)
-        if model_checkpoint is not None:
-            load_weights(self, Path(model_checkpoint))
-        self.eval()
+        if model_checkpoint is None:
+            super().__init__(model_name_or_path, model_backbone_type, **settings)
+            self.eval()
+            return
+        folder, base = Path(model_checkpoint), str(model_name_or_path)
+        whole = _with_checkpoint(folder, base, {"model_backbone_type": model_backbone_type, **settings})
+        adapter = read_settings(folder)["base_signature"] is not None
+        super().__init__(**where_it_lies(whole, folder, adapter).to_dict())
+        finish_loading(self, folder, whole if adapter else self.settings)
 
 
 #: Settings of a checkpoint that a caller may not contradict: they shape its weights or decide its embeddings.
@@ -51,16 +54,14 @@ _DECISIVE = (
 )
 
 
-def _with_checkpoint(folder: Path, base: str, stated: dict[str, Any]) -> dict[str, Any]:
-    content = read_settings(folder)
-    saved = ModelSettings.from_dict(content["settings"], str(folder / SETTINGS_FILE)).to_dict()
+def _with_checkpoint(folder: Path, base: str, stated: dict[str, Any]) -> ModelSettings:
+    origin = str(folder / SETTINGS_FILE)
+    saved = ModelSettings.from_dict(read_settings(folder)["settings"], origin)
+    settings = ModelSettings.from_dict({**saved.to_dict(), **stated, "model_name_or_path": base}, origin)
     for name in _DECISIVE:
-        if name in stated and stated[name] != saved[name]:
+        if getattr(settings, name) != getattr(saved, name):
             raise ValueError(
-                f"{name}: {stated[name]!r} contradicts the checkpoint {str(folder)!r}, made with {saved[name]!r}; "
-                "leave it out or use another checkpoint"
+                f"{name}: {stated[name]!r} contradicts the checkpoint {str(folder)!r}, made with "
+                f"{getattr(saved, name)!r}; leave it out or use another checkpoint"
             )
-    del saved["model_backbone_type"]
-    if content["base_signature"] is None:  # all weights, earlier stages' adapters in them
-        return {**saved, **stated, "model_name_or_path": str(folder), "merged_adapters": ()}
-    return {**saved, **stated, "model_name_or_path": base}
+    return settings

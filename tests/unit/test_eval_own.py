@@ -77,6 +77,17 @@ def test_the_same_data_as_a_hub_folder_and_as_a_beir_folder_give_the_same_score(
     assert own == public
 
 
+def test_own_data_are_scored_beside_several_languages(tmp_path):
+    path = str(write_pairs(tmp_path / "faq.jsonl"))
+    assert [t.metadata.name for t in select_tasks(["STS22", path], languages=["eng", "deu"])] == ["STS22", "faq"]
+
+
+def test_a_kept_score_counts_for_the_language_asked_for_now(tmp_path, options):
+    path = str(write_pairs(tmp_path / "faq.jsonl"))
+    scores = [evaluate(Recorder(), path, languages=[code], **options).scores for code in ("eng", "deu")]
+    assert [(s.language, s.score) for found in scores for s in found] == [("eng", 100), ("deu", 100)]
+
+
 def test_a_kept_score_belongs_to_the_content(tmp_path, options):
     folder, model = write_beir(tmp_path / "mine"), Recorder()
     first = evaluate(model, str(folder), **options)

@@ -36,6 +36,24 @@ def test_language_narrows_a_task_to_the_subsets_that_carry_it():
     assert set(task.hf_subsets) == {"de", "de-en", "de-fr", "de-pl"}
 
 
+def test_of_several_languages_a_benchmark_needs_any_and_a_named_task_all():
+    chosen = select_tasks(None, "MTEB(Multilingual, v2)", languages=["eng", "deu"])
+    assert {"DiaBlaBitextMining", "GermanSTSBenchmark"} & set(names(chosen))
+    with pytest.raises(ValueError, match="langs: task 'BIOSSES' has no 'deu', only eng"):
+        select_tasks("BIOSSES", languages=["eng", "deu"])
+
+
+def test_a_joined_task_without_the_language_is_refused():
+    with pytest.raises(ValueError, match="langs: task 'CQADupstackRetrieval' has no 'deu', only eng"):
+        select_tasks("CQADupstackRetrieval", languages=["deu"])
+
+
+def test_a_named_task_is_not_narrowed_by_a_benchmark_that_has_it():
+    (named,) = select_tasks("STS22")
+    both = select_tasks("STS22", "MTEB(eng, v1)")
+    assert next(t for t in both if t.metadata.name == "STS22").hf_subsets == named.hf_subsets
+
+
 def test_selection_leaves_mtebs_shared_tasks_alone(tmp_path):
     write_sts(tmp_path)
     shared = {t.metadata.name: t for t in mteb.get_benchmark("MTEB(eng, v1)").tasks}

@@ -1,6 +1,7 @@
 """``ullme report``: every fact in the page is the run's, it loads nothing, and no text of a run is markup in it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from tests.tiny import tiny_folder
 from ullme.apps.environment import hardware
 from ullme.apps.report import report
 from ullme.apps.report_examples import Comparison, Found, ask, question_of, ranks
+from ullme.apps.report_files import read_run
 from ullme.cli import main
+from ullme.cli.export import _recipe
 from ullme.data import PairDataset
 from ullme.models import ULLME
 from ullme.types import PairExample
@@ -116,9 +119,21 @@ def test_examples_are_the_rows_that_moved_most_by_ranks_computed_here(place, pag
     assert f"{100 * np.mean(np.array(after) == 1):.1f}" in page.texts
 
 
-def test_ranks_count_what_scores_higher_than_the_nearest_positive():
-    score_QP = np.array([[0.9, 0.5, 0.7, 0.1], [0.2, 0.2, 0.1, 0.3]])
-    assert ranks(score_QP, [{1, 3}, {0}]) == [3, 2]
+def test_ranks_count_what_scores_as_the_nearest_positive_or_higher():
+    score_QP = np.array([[0.9, 0.5, 0.7, 0.1], [0.2, 0.2, 0.1, 0.3], [0.4, 0.4, 0.4, 0.4]])
+    assert ranks(score_QP, [{1, 3}, {0}, {0, 2}]) == [3, 3, 3]  # a model that tells nothing apart is not first
+
+
+def test_a_run_that_is_to_go_on_has_no_model_or_scores_yet(place, tmp_path):
+    """More steps were asked for than its model has: what lies there is of its earlier end."""
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    assert _recipe(run / "model") is not None
+    stated = run / "run.yaml"
+    stated.write_text(stated.read_text().replace("max_steps: 6", "max_steps: 8"))
+    kept = read_run(run)
+    assert kept.model is None and kept.scores is None and "(step 6 of 6)" in kept.missing[0]
+    assert _recipe(run / "model") is None
 
 
 def test_examples_say_what_was_found_instead():

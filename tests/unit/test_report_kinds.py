@@ -9,17 +9,20 @@ from tests.pages import HOSTILE, Checked, checked
 from tests.tiny import tiny_folder
 from ullme.apps.environment import hardware, versions
 from ullme.apps.report import report
+from ullme.apps.report_examples import compare, question_of
 from ullme.apps.report_page import Bars, Example, Examples, Facts, Grid, Page, Picture, Section, Text, render
 from ullme.apps.report_pictures import inline_svg
 from ullme.apps.report_scores import PUBLISHED, base_scores, published, task_scores
 from ullme.cli import main
 from ullme.config import RunConfig
+from ullme.data import PairDataset
 from ullme.eval import evaluate
 from ullme.models import ULLME
 from ullme.reproduce.results import RowResult, TaskScore
 from ullme.reproduce.rows import ROWS
 from ullme.reproduce.tables import write_tables
 from ullme.trainer.plots import plot_curves
+from ullme.types import PairExample
 
 HISTORY = [{"step": s, "loss": 3.0 - s, "grl_loss": 2.5 - s, "eval_loss": 3.5 - s} for s in (1, 2)]
 
@@ -157,6 +160,25 @@ def test_a_score_stands_between_that_of_the_base_and_the_difference():
     assert grid.head[2:] == [f"{code}, {side}" for code in ("eng", "deu") for side in ("base", "trained", "difference")]
     assert grid.rows[0] == ["STS13", "STS", "62.25", "61.50", "-0.75", "40.00", "-", "-"]
     assert grid.sort_of(4, "-0.75") == "number down" and grid.sort_of(2, "-0.75") == "number"
+
+
+def test_means_over_other_numbers_of_datasets_are_not_compared():
+    now = [["Dataset", "Type", "eng"], ["Average", "2 datasets", "50.00 (of 1)"], ["STS", "2 datasets", "61.00 (of 1)"]]
+    before = [now[0], ["Average", "2 datasets", "40.00"], ["STS", "2 datasets", "60.00 (of 1)"]]
+    grid, *_ = task_scores(now, before)
+    assert [row[-1] for row in grid.rows] == ["-", "+1.00"]
+
+
+def test_a_first_token_pooling_is_compared_under_the_attention_that_it_has(tmp_path, data):
+    model = {"name_or_path": str(tiny_folder(tmp_path / "base")), "pooling": "cls", "max_length": 32}
+    scored = {"tasks": ["BIOSSES"], "languages": ["eng"], "prompts": "none", "data_dir": data}
+    rows = {"train": [{"path": "none.jsonl"}]}
+    run = {"model": model, "data": rows, "trainer": {"output_dir": tmp_path / "run"}}
+    config = RunConfig.model_validate(run | {"eval": scored | {"results_dir": tmp_path / "kept"}})
+    assert base_scores(config)[1][0] == "BIOSSES"
+    ULLME(**config.model.settings().to_dict()).save_pretrained(tmp_path / "model")
+    question = question_of(PairDataset.from_examples([PairExample("a", ("b",)), PairExample("c", ("d",))]))
+    assert list(compare(config, tmp_path / "model", question).models) == ["base, bidirectional", "trained"]
 
 
 def test_the_base_is_scored_without_the_adapter_under_the_attention_that_scores_more(tmp_path, data):

@@ -14,12 +14,12 @@ from ullme.apps.report_page import Example, Examples
 from ullme.config import RunConfig
 from ullme.data import PairDataset
 from ullme.models import ULLME, ModelSettings
+from ullme.models.settings import attentions_of
 from ullme.templates import instruction_prompt
 from ullme.types import Attention, PairExample
 
 MAX_QUERIES = 300
 TRAINED = "trained"  # the name of the trained model, beside "base, <attention>"
-ATTENTIONS: tuple[Attention, ...] = ("causal", "bidirectional")
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ def question_of(rows: PairDataset, corpus: Sequence[str] = ()) -> Question:
 
 
 def compare(config: RunConfig, model: Path, question: Question) -> Comparison:
-    """Ask the LLM as it was before training, under both attentions, and the trained model.
+    """Ask the LLM as it was before training, under each attention that its pooling allows, and the trained model.
 
     Raises:
         ValueError: a model cannot be loaded.
     """
     base = ULLME(**base_settings(config).to_dict())
-    names = {attention: f"base, {attention}" for attention in ATTENTIONS}
+    names = {attention: f"base, {attention}" for attention in attentions_of(config.model.pooling)}
     prompts, bf16 = config.model.prompts, config.trainer.bf16
     found = {n: ask(base, question, n, a, prompts, bf16) for a, n in names.items()}
     del base
@@ -152,9 +152,12 @@ def ask(
 
 
 def ranks(score_QP: np.ndarray, right: Sequence[set[int]]) -> list[int]:
-    """The rank, from 1, of the nearest positive of each query: one more than the passages that score higher."""
-    best_Q = np.array([max(scores[i] for i in places) for scores, places in zip(score_QP, right, strict=True)])
-    return (1 + (score_QP > best_Q[:, None]).sum(1)).tolist()
+    """The rank, from 1, of the nearest positive of each query, after other passages that score as high or higher."""
+    found = []
+    for score_P, places in zip(score_QP, right, strict=True):
+        others_P = np.delete(score_P, list(places))
+        found.append(1 + int((others_P >= score_P[list(places)].max()).sum()))
+    return found
 
 
 def _vectors(model: ULLME, texts: Sequence[str], prompt: str, attention: Attention | None) -> np.ndarray:

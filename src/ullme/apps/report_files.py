@@ -35,7 +35,7 @@ class RunFiles:
         state: the trainer's state at the last checkpoint; None where there is none.
         record: what it was carried out with (``ullme.apps.run_record``); None for a run without it.
         scores: the table of its evaluation, head first; None where there is none.
-        model: folder of the trained model; None if the run has not ended.
+        model: folder of the trained model; None if the run has not ended, or goes on to more steps than it has.
     """
 
     folder: Path
@@ -75,20 +75,36 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         ValueError: one of them is damaged.
     """
-    kept = checkpoints(folder)
-    state = folder / kept[-1].name / STATE_FILE if kept else None
     record = folder / RECORD_FILE
     scores = folder / SCORES_FILE
     model = folder / MODEL_FOLDER
-    again = "remove this checkpoint's folder, and the one before it is read"
+    config, state = read_run_file(folder / RUN_FILE), last_state(folder)
+    ended = not goes_on(config, state)
+    again = "remove it, and the same ullme train command scores again"
     return RunFiles(
         folder,
-        read_run_file(folder / RUN_FILE),
-        read_object(state, _STATE, again) if state else None,
+        config,
+        state,
         read_object(record, _RECORD, "remove it, and the report does without") if record.is_file() else None,
-        read_markdown(scores, "remove it, and the same ullme train command scores again") if scores.is_file() else None,
-        model if model.is_dir() else None,
+        read_markdown(scores, again) if ended and scores.is_file() else None,
+        model if ended and model.is_dir() else None,
     )
+
+
+def last_state(folder: Path) -> dict[str, Any] | None:
+    """The trainer's state at a run's last checkpoint; None where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    kept = checkpoints(folder)
+    again = "remove this checkpoint's folder, and the one before it is read"
+    return read_object(folder / kept[-1].name / STATE_FILE, _STATE, again) if kept else None
+
+
+def goes_on(config: RunConfig, state: Mapping[str, Any] | None) -> bool:
+    """Whether more steps are asked of a run than it has taken: its model and scores are then of an earlier end."""
+    return state is not None and state["global_step"] < max(state["max_steps"], config.trainer.max_steps)
 
 
 def read_object(path: Path, keys: Mapping[str, Collection[str]], cure: str) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from ullme.apps.report_examples import ATTENTIONS, base_settings
+from ullme.apps.report_examples import base_settings
 from ullme.apps.report_files import markdown_cells
 from ullme.apps.report_page import Bars, Block, Grid, Text
 from ullme.config import RunConfig
 from ullme.models import ULLME
+from ullme.models.settings import attentions_of
 
 
 class Published(NamedTuple):
@@ -61,7 +62,7 @@ def base_scores(config: RunConfig) -> list[list[str]]:
     from ullme.eval import evaluate  # mteb, which Python 3.10 does without
 
     found = []
-    for attention in ATTENTIONS:
+    for attention in attentions_of(config.model.pooling):
         model = ULLME(**replace(base_settings(config), attention=attention).to_dict())
         found.append(evaluate(model, **dict(config.eval)))
     best = max(found, key=lambda results: fmean(score.score for score in results.scores))
@@ -69,8 +70,10 @@ def base_scores(config: RunConfig) -> list[list[str]]:
 
 
 def _change(before: str, now: str) -> tuple[str, str, str]:
-    known = "-" not in (before, now)
-    return before, now, f"{float(now) - float(before):+.2f}" if known else "-"
+    """Both cells and their difference: a mean over some of the datasets is compared with one over as many."""
+    (then, _, among), (value, _, of) = before.partition(" "), now.partition(" ")
+    known = "-" not in (before, now) and among == of
+    return before, now, f"{float(value) - float(then):+.2f}" if known else "-"
 
 
 def published(tasks: Sequence[str], languages: Sequence[str]) -> list[Block]:

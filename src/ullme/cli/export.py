@@ -68,14 +68,19 @@ def _loaded(model: str, device: str | None, settings: dict[str, Any]) -> Any:
 
 
 def _recipe(model: Path) -> Recipe | None:
-    """What the run file beside a trained model says of its training, without the places of files."""
+    """What the run file beside a trained model says of its training, without the places of files.
+
+    None where there is none, or where it is that of more steps, which the run has been asked for since.
+    """
     import yaml
 
+    from ullme.apps.report_files import goes_on, last_state
     from ullme.apps.run_folder import MODEL_FOLDER, RUN_FILE
+    from ullme.config import read_run_file
     from ullme.export import Recipe
 
     kept, scores = model.parent / RUN_FILE, model.parent / "scores.md"
-    if model.name != MODEL_FOLDER or not kept.is_file():
+    if model.name != MODEL_FOLDER or not kept.is_file() or goes_on(read_run_file(kept), last_state(model.parent)):
         return None
     run = yaml.safe_load(kept.read_text())
     wanted = "num_train_epochs max_steps per_device_train_batch_size learning_rate lr_scheduler_type warmup_steps seed"

@@ -100,11 +100,14 @@ def language_scores(task: AbsTask, result: TaskResult, languages: Sequence[str] 
     """
     kept = subset_languages(task)
     entries = [e for split in task.eval_splits for e in result.scores.get(split, ()) if _counts(e["hf_subset"], kept)]
-    found = languages or sorted({code.split("-")[0] for e in entries for code in e["languages"]})
+    # What is kept of a task of one's own may have been scored when it was said to be in another language.
+    spoken = [kept.get(e["hf_subset"]) or e["languages"] or () for e in entries]
+    found = languages or sorted({code.split("-")[0] for codes in spoken for code in codes})
     scores = []
     for language in found:
         # mteb keeps six digits: a fresh score must not differ from the same score read again.
-        values = [round(float(e["main_score"]), 6) for e in entries if carries(e["languages"], [language])]
+        both = zip(entries, spoken, strict=True)
+        values = [round(float(e["main_score"]), 6) for e, codes in both if carries(codes, [language])]
         if values:
             meta = task.metadata
             scores.append(

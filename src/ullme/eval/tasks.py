@@ -29,7 +29,7 @@ def select_tasks(
 ) -> list[AbsTask]:
     """The tasks that were asked for, each once, narrowed to the languages, subsets and splits asked for.
 
-    A task that is named must carry the languages; of a type or a benchmark, tasks without them are left out. A file or
+    A task that is named must carry every language; of a type or a benchmark, tasks without any are left out. A file or
     folder is a task of one's own (``OwnRetrieval``), which carries the first language asked for; a folder of several is
     a benchmark.
 
@@ -38,6 +38,9 @@ def select_tasks(
     """
     require_languages(languages)
     named = [part for task in _as_list(tasks) for part in _own(task, languages, eval_splits)]
+    for task in named:
+        if not isinstance(task, OwnRetrieval):
+            _require_languages_of(task if isinstance(task, AbsTask) else _fresh(task), languages)
     chosen = [_narrowed(_fresh(task), languages, hf_subsets, eval_splits) for task in named]
     asked = [part for name in _as_list(benchmarks) for part in _own(name, languages, eval_splits)]
     offered = [task for name in asked for task in (_benchmark(name) if isinstance(name, str) else [name])]
@@ -47,8 +50,9 @@ def select_tasks(
             chosen.append(_narrowed(_fresh(task), languages, hf_subsets, eval_splits))
     if not named and not offered:
         raise ValueError("tasks: nothing to evaluate; give tasks, task_types or benchmarks by name")
-    unique = {task.metadata.name: task for task in chosen}
+    unique: dict[str, AbsTask] = {}
     for task in chosen:
+        unique.setdefault(task.metadata.name, task)  # as it was named, not as a benchmark narrows it
         if isinstance(task, OwnRetrieval) and task.path != getattr(unique[task.metadata.name], "path", None):
             raise ValueError(f"task: {task.path!r} is called {task.metadata.name!r} as another one is; rename it")
     if not unique:
@@ -153,6 +157,17 @@ def _of_types(types: list[str]) -> list[AbsTask]:
     )
 
 
+def _require_languages_of(task: AbsTask, languages: Sequence[str] | None) -> None:
+    """Raise if a task that was named, or every part of it, lacks one of the languages."""
+    offered = [langs for part in parts_of(task) for langs in subset_languages(part).values()]
+    for code in languages or ():
+        if not any(carries(langs, [code]) for langs in offered):
+            has = sorted({lang.split("-")[0] for langs in offered for lang in langs})
+            raise ValueError(
+                f"langs: task {task.metadata.name!r} has no {code!r}, only {', '.join(has)}; ask for one of these"
+            )
+
+
 def _narrowed(
     task: AbsTask, languages: Sequence[str] | None, subsets: Sequence[str] | None, splits: Sequence[str] | None
 ) -> AbsTask:
@@ -166,10 +181,6 @@ def _narrowed(
     for subset in subsets or ():
         if subset not in offered:
             raise ValueError(f"hf_subsets: task {name!r} has no {subset!r}{_nearest(subset, offered)}")
-    for code in languages or ():
-        if not any(carries(langs, [code]) for langs in offered.values()):
-            has = sorted({lang.split("-")[0] for langs in offered.values() for lang in langs})
-            raise ValueError(f"langs: task {name!r} has no {code!r}, only {', '.join(has)}; ask for one of these")
     for split in splits or ():
         if split not in task.metadata.eval_splits:
             raise ValueError(

@@ -161,9 +161,7 @@ def _require_free(model: ULLME, place: Path) -> None:
         return
     base = Path(model.settings.model_name_or_path).expanduser()
     if not is_checkpoint(place):
-        raise ValueError(
-            f"save_pretrained: {str(place)!r} holds other files, which would be lost; name a new folder"
-        )
+        raise ValueError(f"save_pretrained: {str(place)!r} holds other files, which would be lost; name a new folder")
     if model.settings.has_adapter and base.exists() and base.samefile(place):
         raise ValueError(f"save_pretrained: {str(place)!r} is the base of this adapter; name another folder")
 

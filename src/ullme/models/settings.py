@@ -11,9 +11,10 @@ from ullme.extension import is_import_path
 from ullme.models.pooling import POOLERS, outside_pooler
 from ullme.prompts import TextTokenizer
 from ullme.templates import GENERATION_TEMPLATE, require_template
+from ullme.types import Attention
 
 POOLINGS = (*POOLERS, "latent")
-ATTENTIONS = ("bidirectional", "causal")
+ATTENTIONS: tuple[Attention, ...] = ("bidirectional", "causal")
 WINDOWS = ("window", "full")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 QUANTIZATIONS = (None, "4bit", "8bit")
@@ -105,7 +106,7 @@ class ModelSettings:
         for name in ("lora_dropout", "attention_dropout"):
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is no probability; give a number from 0 to below 1")
-        if self.pooling == "cls" and self.attention == "causal":
+        if self.attention not in attentions_of(self.pooling):
             raise ValueError(
                 "pooling: 'cls' pools the first token, which under causal attention sees nothing of the text; use "
                 "lasttoken or mean, or attention: bidirectional"
@@ -156,6 +157,11 @@ class ModelSettings:
         for key in values:
             require_choice(f"{origin}: key", key, known)
         return cls(**values)
+
+
+def attentions_of(pooling: str) -> tuple[Attention, ...]:
+    """The attentions under which a pooling sees the text: the first token sees nothing of it under causal attention."""
+    return ("bidirectional",) if pooling == "cls" else ATTENTIONS
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

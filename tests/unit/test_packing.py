@@ -107,6 +107,18 @@ def test_softcapped_products_are_capped(attention):
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
 
 
+@pytest.mark.parametrize("attention", BOTH)
+def test_softcapped_products_are_capped_under_dropout_too(attention):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 15, 4, dtype=torch.float64) for heads in (4, 2, 2))
+    options = {"attention": attention, "softcap": 1.5, "cu_seq_lens_q": torch.tensor([0, 9, 15])}
+    plain, _ = packed_attention(nn.Identity(), query, key, value, None, **options)
+    drawn, _ = packed_attention(nn.Identity(), query, key, value, None, dropout=1e-12, **options)
+    assert torch.allclose(plain, drawn, atol=1e-10)
+    dropped, _ = packed_attention(nn.Identity(), query, key, value, None, dropout=0.5, **options)
+    assert not torch.allclose(plain, dropped, atol=1e-2)
+
+
 def test_attention_dropout_is_drawn_again_by_a_repeated_forward():
     model = model_of("llama", attention_dropout=0.5).train()
     switch = AttentionSwitch("argument", packs=True)

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from tests.unit.training import pairs, tiny_model, trainer, weights
 from ullme import distributed
 from ullme.data import PairCollator, TokenMasking, train_loader
+from ullme.models import ULLME
 from ullme.trainer import EmbeddingTrainer, plot_losses, training_arguments
 
 
@@ -269,3 +271,95 @@ def test_the_loss_plot_is_drawn_from_the_log(tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="holds no loss"):
         plot_losses([], tmp_path / "none.png")
+
+
+class Averaging(torch.optim.SGD):
+    """As schedule-free optimizers do, holds weights to train with and others, here twice as large, for use."""
+
+    mode = "train"
+
+    def _turn(self, mode: str, factor: float) -> None:
+        if self.mode != mode:
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data.mul_(factor)
+        self.mode = mode
+
+    def train(self):
+        self._turn("train", 0.5)
+
+    def eval(self):
+        self._turn("eval", 2.0)
+
+
+def test_a_schedule_free_optimizers_averaged_weights_are_evaluated_and_saved(tmp_path):
+    model, modes = tiny_model(tmp_path), []
+    optimizer = Averaging([p for n, p in model.named_parameters() if "lora_" in n], lr=1e-2)
+    run = trainer(
+        tmp_path,
+        model,
+        "contrastive",
+        max_steps=3,
+        save_strategy="steps",
+        save_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_dataset=pairs(6),
+        evaluator=lambda model: modes.append(optimizer.mode) or {},
+        optimizers=(optimizer, None),
+    )
+    run.train()
+    assert modes == ["eval"] * 3 and optimizer.mode == "eval"
+    saved = weights(ULLME.from_pretrained(tmp_path / "run" / "checkpoint-3"))
+    assert all(torch.equal(saved[name], value) for name, value in weights(model).items())
+
+
+def test_losses_of_an_epoch_are_those_of_its_own_steps(tmp_path):
+    """Seven steps an epoch, logged every five: what is left of one epoch is no part of the next one's first mean."""
+    model = tiny_model(tmp_path, lora_dropout=0.0)
+    loader = train_loader(pairs(28), PairCollator(model.text_tokenizer), 4)
+    run = trainer(tmp_path, model, "contrastive", logging_steps=5, train_loader=loader)
+    for _ in range(2):
+        run.fit_epoch(loader, planned_epochs=2)
+    logged = [entry for entry in run.state.log_history if "contrastive_loss" in entry]
+    assert len(logged) >= 2
+    assert all(entry["loss"] == pytest.approx(entry["contrastive_loss"], rel=1e-3) for entry in logged)
+
+
+def test_a_list_of_batches_is_resumed_inside_an_epoch(tmp_path):
+    def batches(model):
+        collate, rows = PairCollator(model.text_tokenizer), pairs()
+        return [collate([rows[i] for i in range(at, at + 6)]) for at in range(0, 24, 6)]
+
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3}
+    whole = trainer(tmp_path, model := tiny_model(tmp_path), "contrastive", train_loader=batches(model), **options)
+    whole.train()
+    again = trainer(tmp_path, model := tiny_model(tmp_path), "contrastive", train_loader=batches(model), **options)
+    again.train(str(tmp_path / "run" / "checkpoint-6"))
+    right = weights(whole.model)
+    assert all(torch.equal(value, right[name]) for name, value in weights(again.model).items())
+
+
+def test_a_loader_that_cannot_be_resumed_exactly_is_told(tmp_path):
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2}
+    for resume in (None, str(tmp_path / "run" / "checkpoint-2")):
+        model = tiny_model(tmp_path)
+        drawn = DataLoader(pairs(), batch_size=6, shuffle=True, collate_fn=PairCollator(model.text_tokenizer))
+        run = trainer(tmp_path, model, "contrastive", train_loader=drawn, **options)
+        if resume is None:
+            run.train()
+            continue
+        with pytest.warns(UserWarning, match="train_loader: draws its order anew"):
+            run.train(resume)
+
+
+@pytest.mark.parametrize(
+    ("argument", "cure"),
+    [
+        ({"label_smoothing_factor": 0.1}, 'generation={"label_smoothing"'),
+        ({"neftune_noise_alpha": 5.0}, "leave it out"),
+        ({"include_num_input_tokens_seen": "all"}, "leave it out"),
+    ],
+)
+def test_arguments_without_effect_are_refused_with_the_cure(tmp_path, argument, cure):
+    with pytest.raises(ValueError, match=f"{next(iter(argument))}: .* has no effect here; .*{cure}"):
+        trainer(tmp_path, tiny_model(tmp_path), **argument)

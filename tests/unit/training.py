@@ -36,7 +36,7 @@ def tiny_model(folder: Path, **settings) -> ULLME:
 
 def trainer(folder: Path, model: ULLME, objectives="grl", dataset: PairDataset | None = None, **options):
     """A trainer on the CPU that logs every step and saves nothing unless told to."""
-    own = ("eval_dataset", "evaluator", "chunk_tokens", "train_loader", "callbacks", "reference")
+    own = ("eval_dataset", "evaluator", "chunk_tokens", "train_loader", "callbacks", "reference", "optimizers")
     given = {name: options.pop(name) for name in own if name in options}
     values = {
         "output_dir": str(folder / "run"),

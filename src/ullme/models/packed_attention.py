@@ -84,7 +84,7 @@ def packed_attention(
     groups = TextGroups(cu_seq_lens_q.diff().tolist()) if text_groups is None else text_groups
     with torch.autocast(query.device.type, enabled=False):
         if dropout:
-            return _dropped(query, key, value, groups, scale, reach, dropout)[None], None
+            return _dropped(query, key, value, groups, scale, reach, dropout, softcap)[None], None
         return attend_each_text(query[0], key[0], value[0], groups, scale, reach, softcap)[None], None
 
 
@@ -129,14 +129,22 @@ def _varlen(
 
 
 def _dropped(
-    query: Tensor, key: Tensor, value: Tensor, groups: TextGroups, scale: float, reach: Reach, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: TextGroups,
+    scale: float,
+    reach: Reach,
+    dropout: float,
+    softcap: float | None,
 ) -> Tensor:
-    """Each text by scaled_dot_product_attention, whose random numbers a repeated forward draws again; (X, H, C)."""
+    """Each text by itself, with random numbers that a repeated forward draws again; (X, H, C)."""
+    attend = partial(_capped, softcap=softcap) if softcap else nn.functional.scaled_dot_product_attention
     parts = []
     for segment in groups.segments:
         key_M, place_M = torch.from_numpy(segment.keys_M).to(query.device), np.arange(segment.end)
         seen_RM = ~reach.hidden(place_M - place_M[segment.before :, None])
-        found = nn.functional.scaled_dot_product_attention(
+        found = attend(
             query.narrow(2, segment.start, segment.length),
             key.index_select(2, key_M),
             value.index_select(2, key_M),
@@ -147,3 +155,24 @@ def _dropped(
         )
         parts.append(found[0].transpose(0, 1))
     return torch.cat(parts)
+
+
+def _capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor,
+    dropout_p: float,
+    scale: float,
+    enable_gqa: bool,
+    softcap: float,
+) -> Tensor:
+    """``scaled_dot_product_attention`` of scores that are softly capped (Gemma 2), which it does not know."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    score_RM = torch.tanh(query @ key.mT * (scale / softcap)) * softcap
+    weight_RM = score_RM.masked_fill(~attn_mask, -torch.inf).softmax(
+        -1, dtype=torch.promote_types(query.dtype, torch.float32)
+    )
+    return nn.functional.dropout(weight_RM.to(query.dtype), dropout_p) @ value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -51,6 +53,7 @@ class CheckpointTrainer(Trainer):
             place = on_main(partial(resume.require_whole, Path(resume_from_checkpoint)))
         if place is not None:
             together(partial(readable, self._require_same_batch, place))
+            self._tell_of_another_order()
         return super().train(str(place) if place is not None else None, *args, **kwargs)
 
     def _init_training_state(self, max_steps: int, per_epoch: int, epochs: int, resumed: Any, trial: Any) -> Any:
@@ -110,6 +113,15 @@ class CheckpointTrainer(Trainer):
             f"{str(place)!r} was written; {cure}"
         )
 
+    def _tell_of_another_order(self) -> None:
+        loader = self.train_loader
+        if isinstance(getattr(loader, "sampler", None), RandomSampler) and not hasattr(loader, "set_epoch"):
+            warnings.warn(
+                "train_loader: draws its order anew in every process, so the resumed run meets other batches than the "
+                "interrupted one would have; use ullme.data.train_loader for the same",
+                stacklevel=3,
+            )
+
     def _batch_rows(self) -> int | None:
         """Rows of a step, on all processes together; None where a loader of the user's does not tell."""
         if self.train_loader is None:
@@ -136,6 +148,7 @@ class CheckpointTrainer(Trainer):
         """
         place = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self.store_flos()
+        self._use_averaged_weights()
         try:
             for act in (self._begin, self._write, self._finish):
                 together(partial(stored, act, place))
@@ -172,6 +185,12 @@ class CheckpointTrainer(Trainer):
         resume.seal(folder)
         resume.put(folder, place)
         resume.rotate(place.parent, self.args.save_total_limit, place, self.state.best_model_checkpoint)
+
+    def _use_averaged_weights(self) -> None:
+        """Put the weights in place that are for use, where a schedule-free optimizer holds others to train with."""
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "eval", None)):
+            optimizer.eval()
 
     def _bare_model(self) -> ULLME:
         model = self.accelerator.unwrap_model(self.model)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
@@ -48,6 +50,8 @@ class EmbeddingTrainer(EvaluatingTrainer):
         objectives: a preset's name, objectives, or mappings of a run file.
         args: training arguments; ``EmbeddingTrainingArguments`` has ullme's defaults.
         train_loader: yields ``Batch``; one of ``ullme.data.train_loader`` may be made before the training arguments.
+            A list of batches or a DataLoader of one's own will do; one that draws its order at random cannot be resumed
+            exactly, which is said.
         train_dataset: pairs, if no loader is given.
         data_collator: pairs to ``Batch``.
         eval_dataset: pairs, or several sets of them by name.
@@ -120,7 +124,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
         """The loader at hand, or one over the dataset; each process gets its own rows of every batch."""
         if self.train_loader is not None:
             require_share_of_running(self.train_loader)
-            return self.train_loader
+            return _loader_of(self.train_loader)
         if not isinstance(self.train_dataset, PairDataset):
             raise ValueError(
                 "train_dataset: is missing or no PairDataset; give ullme.data.load_pairs(path), or a train_loader"
@@ -146,7 +150,9 @@ class EmbeddingTrainer(EvaluatingTrainer):
             self._half_weights = self._halved(bare)
             try:
                 with watched(getattr(self.args, "rank_timeout", RANK_TIMEOUT)), self._sharding():
-                    return super().train(*args, **kwargs)
+                    result = super().train(*args, **kwargs)
+                    self._use_averaged_weights()
+                    return result
             finally:
                 self._half_weights = None
                 self._unwrap()
@@ -176,6 +182,7 @@ class EmbeddingTrainer(EvaluatingTrainer):
 
     def _init_training_state(self, max_steps: int, per_epoch: int, epochs: int, resume: Any, trial: Any) -> Any:
         earlier = self.state
+        self._loss_sums, self._steps_summed = {}, 0  # the base class begins its total anew
         found = super()._init_training_state(max_steps, per_epoch, epochs, resume, trial)
         if not self._continuing:
             return found
@@ -261,6 +268,21 @@ class EmbeddingTrainer(EvaluatingTrainer):
         self.model = self.model_wrapped = bare
 
 
+def _loader_of(batches: Iterable[Batch]) -> Any:
+    """A loader that a resumed run can skip in: a list of batches as a DataLoader, anything else as it is."""
+    if isinstance(batches, Sequence):
+        return DataLoader(cast(Any, batches), batch_size=1, collate_fn=itemgetter(0))
+    return batches
+
+
+#: Arguments of Transformers that would do nothing here or fail: what is allowed, and the cure.
+_NOT_OURS = {
+    "label_smoothing_factor": (0.0, 'give it to the objective: generation={"label_smoothing": ...}, or in a run file'),
+    "neftune_noise_alpha": (None, "leave it out; noise on token embeddings is not supported"),
+    "include_num_input_tokens_seen": ("no", "leave it out; texts are packed and not counted"),
+}
+
+
 def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:
     """A copy of the arguments, checked, with what ullme's step demands."""
     args = copy.copy(args) if args is not None else training_arguments(output_dir="ullme_output")
@@ -269,6 +291,9 @@ def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:
             f"gradient_accumulation_steps: {args.gradient_accumulation_steps} is not 1; raise "
             "per_device_train_batch_size instead, chunk_tokens already bounds the memory of a step"
         )
+    for name, (allowed, cure) in _NOT_OURS.items():
+        if getattr(args, name, allowed) != allowed:
+            raise ValueError(f"{name}: {getattr(args, name)!r} has no effect here; {cure}")
     args.logging_nan_inf_filter = False
     if args.n_gpu > 1:  # torch's DataParallel cannot split a Batch; several GPUs take several processes
         args._n_gpu = 1

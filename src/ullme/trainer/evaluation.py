@@ -67,6 +67,7 @@ class EvaluatingTrainer(ShardingTrainer):
         metrics: dict[str, float] = {}
         model: Any = self.model
         model.eval()
+        self._use_averaged_weights()
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             for name, rows in sets.items():
                 prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix

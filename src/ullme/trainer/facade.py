@@ -46,7 +46,7 @@ class GradCacheTrainer:
         num_epochs: calls of ``fit_epoch`` that the learning-rate schedule spans; None keeps the rate constant (after
             any warm-up), since the number of calls is then unknown.
         output_dir: where logs and checkpoints go.
-        **arguments: any of ``transformers.TrainingArguments``; nothing is saved unless ``save_strategy`` says so.
+        **arguments: of ``transformers.TrainingArguments``; nothing is saved unless ``save_strategy`` says so.
 
     Raises:
         ValueError: a name is unknown (the message offers the nearest right one), a value does not fit, or there are

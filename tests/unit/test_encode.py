@@ -30,6 +30,18 @@ def test_a_gzipped_file_and_a_saved_dataset_are_sources_too(tmp_path):
         assert [row[1:] for row in TextSource(tmp_path / name).rows()] == [r[1:] for r in TextSource(plain).rows()]
 
 
+def test_of_saved_splits_one_is_named(tmp_path):
+    splits = {"train": datasets.Dataset.from_list(rows()), "test": datasets.Dataset.from_list(rows()[:2])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "both")
+    with pytest.raises(
+        ValueError, match="both: holds several splits; give the folder of one: .*both/train, .*both/test"
+    ):
+        list(TextSource(tmp_path / "both").rows())
+    assert len(list(TextSource(tmp_path / "both" / "test").rows())) == 2
+    datasets.DatasetDict({"test": splits["test"]}).save_to_disk(tmp_path / "one")
+    assert len(list(TextSource(tmp_path / "one").rows())) == 2
+
+
 def test_a_beir_passage_is_its_title_and_its_text_and_queries_are_a_part(tmp_path):
     write_jsonl(
         tmp_path / "corpus.jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,10 @@ class TextSource:
             return beir[self.part]
         if self.part != PARTS[0]:
             raise ValueError(f"{self.path}: no {self.part}.jsonl; give a BEIR folder, or leave out part")
-        if any((self.path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+        if (self.path / "state.json").is_file():
             return [self.path]
+        if (self.path / "dataset_dict.json").is_file():
+            return [self._only_split(self.path / "dataset_dict.json")]
         found = sorted(path for path in self.path.iterdir() if path.is_file() and _suffix(path))
         if not found:
             raise ValueError(f"{self.path}: no texts in this folder; give files ending in .txt, {', '.join(SUFFIXES)}")
@@ -99,6 +102,13 @@ class TextSource:
             names = " and ".join(path.name for path in kinds.values())
             raise ValueError(f"{self.path}: files of several formats ({names}); put each into a folder of its own")
         return found
+
+    def _only_split(self, listed: Path) -> Path:
+        splits = json.loads(listed.read_text(encoding="utf-8"))["splits"]
+        if len(splits) != 1:
+            folders = ", ".join(str(self.path / split) for split in splits)
+            raise ValueError(f"{self.path}: holds several splits; give the folder of one: {folders}")
+        return self.path / splits[0]
 
     def _columns(self, row: dict[str, Any], at: str) -> _Columns:
         title = _column(row, self.title_column, (), f"{at}: title") if self.title_column else None

@@ -153,6 +153,7 @@ def another_run(place: Place) -> None:
 
     (place.folder / "out").mkdir()
     read_run_file(place.run, ["trainer.seed=7"]).save(place.folder / "out" / "run.yaml")
+    place.write("out/checkpoint-1/manifest.json", "")
 
 
 RUN_FILE = [
@@ -176,6 +177,15 @@ RUN_FILE = [
     refused("live without adapter", lambda p: p.train("model.lora=null", "trainer.reference=live"), "precomputed"),
     refused("gradient accumulation", lambda p: p.train("trainer.gradient_accumulation_steps=2"), "chunk_tokens"),
     refused("generation template", lambda p: p.train("model.generation_template=x"), "{query}"),
+    refused(
+        "schedule without its arguments",
+        lambda p: p.train("trainer.lr_scheduler_type=warmup_stable_decay"),
+        "trainer.lr_scheduler_type",
+        "num_decay_steps",
+    ),
+    refused("logs to what is not installed", lambda p: p.train("trainer.report_to=wandb"), "pip install wandb"),
+    refused("optimizer not installed", lambda p: p.train("trainer.optim=schedule_free_adamw"), "trainer.optim"),
+    refused("optimizer that cannot work", lambda p: p.train("trainer.optim=galore_adamw"), "trainer.optim"),
     refused("task of the run", lambda p: p.train("eval.tasks=[STSBenchmar]"), "'STSBenchmar'", "'STSBenchmark'"),
 ]
 

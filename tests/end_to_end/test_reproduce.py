@@ -128,6 +128,18 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(place, done, monke
     assert manifest["seeds"] == {"llm2vec": [0], "grl": [0, 1]} and "llm2vec_mntp.yaml" in manifest["run_files"]
 
 
+def test_a_task_is_added_without_training_again(place, monkeypatch):
+    command = arguments(place, "added", "bi_cl", "--seeds=1", f"--data={place / 'pairs' / 'first.jsonl'}")
+    assert main([*command, "--tasks=BIOSSES"]) == 0
+    file = place / "results" / "added" / "rows" / "bi_cl-seed1.json"
+    before = json.loads(file.read_text())
+    monkeypatch.setattr(running, "train", None)
+    assert main([*command, "--tasks=MSMARCO:default:dev"]) == 0
+    after = json.loads(file.read_text())
+    assert after["scores"][:1] == before["scores"] and [s["task"] for s in after["scores"]] == ["BIOSSES", "MSMARCO"]
+    assert after["model"] == before["model"] and after["seconds"]["training"] == before["seconds"]["training"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -218,7 +230,8 @@ def test_a_row_without_training_is_not_released(place, tmp_path, capsys):
 def test_a_trained_model_that_is_gone_is_named_with_the_cure(place, released, tmp_path, capsys):
     kept = [path.rename(tmp_path / path.name) for path in (place / "work" / "whole").glob("grl-seed*")]
     assert len(kept) == 2 and main(arguments(place, "whole", "grl", f"--release={tmp_path / 'model'}")) == 2
-    assert "delete its file in" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "work: the model of grl, seed " in said and "delete its file" in said
 
 
 @pytest.mark.slow

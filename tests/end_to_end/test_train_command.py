@@ -99,6 +99,27 @@ def test_the_same_command_resumes_to_the_same_weights(run_file, tmp_path, monkey
     assert all((whole[name] == resumed[name]).all() for name in whole)
 
 
+def test_a_schedule_follows_the_arguments_of_the_run_file(run_file, tmp_path):
+    schedule = ["trainer.lr_scheduler_type=cosine_with_min_lr", "trainer.lr_scheduler_kwargs={min_lr_rate: 0.5}"]
+    rates = ["trainer.learning_rate=0.001", "trainer.logging_steps=1", "trainer.max_steps=2"]
+    assert main(["train", str(run_file), *schedule, *rates]) == 0
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    found = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
+    assert found == pytest.approx([0.001, 0.00075])
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_can_be_corrected(run_file, tmp_path, monkeypatch):
+    def interrupted(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingTrainer, "training_step", interrupted)
+        assert main(["train", str(run_file), "trainer.max_steps=1"]) == 130
+    assert {"run.yaml", "calls.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert main(["train", str(run_file), "trainer.max_steps=1", "trainer.seed=7"]) == 0
+    assert read_run_file(tmp_path / "out" / "run.yaml").trainer.seed == 7
+
+
 def test_the_plan_counts_what_training_will_do_and_touches_nothing(run_file, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert main(["train", str(run_file), "--dry-run"]) == 0

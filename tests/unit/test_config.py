@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import trainer_optimizer
+from transformers.integrations import integration_utils
+from transformers.trainer_utils import SchedulerType
 
 from tests.tiny import tiny_tokenizer
 from ullme.apps.run_data import build_collator
-from ullme.apps.train import warn_of_rounding
+from ullme.apps.train import training_arguments, warn_of_rounding
 from ullme.config import LoraSection, ModelConfig, RunConfig, read_run_file
+from ullme.config.training_choices import require_installed
 from ullme.models import ModelSettings
 from ullme.objectives import PRESETS
 from ullme.prompts import TextTokenizer
@@ -136,6 +140,19 @@ def test_a_misspelt_key_is_answered_with_the_nearest(run_file, override, key, ne
         ("trainer.gradient_accumulation_steps=4", "lower chunk_tokens"),
         ("trainer.warmup_ratio=0.1", "give warmup_steps"),
         ("trainer.lr_scheduler_type=cosin", "did you mean 'cosine'?"),
+        ("trainer.lr_scheduler_type=warmup_stable_decay", "trainer.lr_scheduler_type: 'warmup_stable_decay' does not"),
+        ("trainer.lr_scheduler_type=warmup_stable_decay", "set there what it needs of num_decay_steps, "),
+        ("trainer.lr_scheduler_type=cosine_with_min_lr", "num_cycles, min_lr, min_lr_rate, or choose"),
+        ("trainer.lr_scheduler_type=reduce_lr_on_plateau", "name some in data.eval"),
+        ("trainer.lr_scheduler_kwargs={min_lr: 0.1}", "leave trainer.lr_scheduler_kwargs out"),
+        ("trainer.lr_scheduler_kwargs=3", "trainer.lr_scheduler_kwargs: 3 should be a valid dictionary"),
+        ("trainer={output_dir: x, lr_scheduler_type: constant, lr_scheduler_kwargs: {a: 1}}", "would change nothing"),
+        ("trainer={output_dir: x, lr_scheduler_type: polynomial, max_steps: 5, warmup_steps: 5}", "'polynomial' does"),
+        ("trainer.optim=adamw_torc", "trainer.optim: 'adamw_torc' is unknown; did you mean 'adamw_torch'?"),
+        ("trainer.optim=galore_adamw", "trainer.optim: 'galore_adamw' needs optim_target_modules"),
+        ("trainer.optim=lomo", "trainer.optim: 'lomo' changes the weights during the backward pass"),
+        ("trainer.report_to=wandbb", "trainer.report_to: 'wandbb' is unknown; did you mean 'wandb'?"),
+        ("trainer.report_to=[tensorboard, none]", "trainer.report_to: 'none' excludes the others"),
         ("trainer.output_dir=null", "trainer.output_dir: None "),
     ],
 )
@@ -143,6 +160,70 @@ def test_a_wrong_value_is_named_with_its_dotted_key(run_file, override, said):
     message = refusal(run_file, override)
     assert message.startswith(f"{run_file}: ")
     assert said in message
+
+
+@pytest.mark.parametrize("late", ["{num_decay_steps: 2, min_lr_ratio: a}", "{num_decay_steps: 2, num_cycles: a}"])
+def test_an_argument_that_a_schedule_meets_only_at_its_end_is_refused_at_once(run_file, late):
+    schedule = "trainer.lr_scheduler_type=warmup_stable_decay"
+    said = refusal(run_file, "trainer.warmup_steps=3", schedule, f"trainer.lr_scheduler_kwargs={late}")
+    assert "trainer.lr_scheduler_type: 'warmup_stable_decay' does not work" in said
+
+
+def test_a_schedule_gets_its_arguments_and_a_run_file_without_any_is_what_it_was(run_file, tmp_path):
+    plain = read_run_file(run_file)
+    for values in (plain.model_dump(mode="json"), plain.model_dump(mode="json", exclude={"eval"})):
+        assert "lr_scheduler_kwargs" not in values["trainer"] and values["trainer"]["lr_scheduler_type"] == "linear"
+    assert "lr_scheduler_kwargs" not in plain.save(tmp_path / "plain.yaml").read_text()
+    chosen = ["trainer.lr_scheduler_type=warmup_stable_decay", "trainer.lr_scheduler_kwargs.num_decay_steps=2"]
+    run = read_run_file(run_file, chosen)
+    assert run.model_dump(mode="json")["trainer"]["lr_scheduler_kwargs"] == {"num_decay_steps": 2}
+    assert read_run_file(run.save(tmp_path / "kept.yaml")) == run
+    assert training_arguments(run).lr_scheduler_kwargs == {"num_decay_steps": 2}
+
+
+@pytest.mark.parametrize("schedule", [kind.value for kind in SchedulerType])
+def test_every_schedule_of_transformers_can_be_chosen(run_file, schedule):
+    options = {"warmup_stable_decay": "{num_decay_steps: 5}"} | {
+        name: "{min_lr_rate: 0.1}" for name in ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+    }
+    chosen = f"trainer.lr_scheduler_kwargs={options.get(schedule, '{}')}"
+    held_out = "data.eval=[{path: held_out.jsonl}]"
+    for warmup in ("0", "0.1", "7", "2000"):
+        overrides = [f"trainer.lr_scheduler_type={schedule}", chosen, held_out, f"trainer.warmup_steps={warmup}"]
+        assert read_run_file(run_file, overrides).trainer.lr_scheduler_type == schedule
+
+
+@pytest.mark.parametrize(
+    ("optim", "package"),
+    [
+        ("schedule_free_adamw", "schedulefree"),
+        ("paged_adamw_8bit", "bitsandbytes"),
+        ("adamw_torch_8bit", "torchao"),
+        ("grokadamw", "grokadamw"),
+        ("stable_adamw", "torch-optimi"),
+    ],
+)
+def test_an_optimizer_without_its_package_is_refused_with_what_to_install(monkeypatch, optim, package):
+    for name in vars(trainer_optimizer).copy():
+        if name.startswith("is_") and name.endswith("_available"):
+            monkeypatch.setattr(trainer_optimizer, name, lambda *args: False)
+    with pytest.raises(
+        ValueError, match=rf"^trainer\.optim: '{optim}' cannot be used here \(.*{package}.*choose another"
+    ):
+        require_installed(optim, "none")
+
+
+@pytest.mark.parametrize("report_to", ["wandb", ["tensorboard", "wandb"]])
+def test_a_place_for_logs_without_its_package_is_refused_with_what_to_install(monkeypatch, report_to):
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^trainer\.report_to: 'wandb' cannot be used here \(.*pip install wandb"):
+        require_installed("adamw_torch", report_to)
+
+
+@pytest.mark.parametrize("report_to", ["none", "all", "tensorboard", ["none"], []])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"])
+def test_what_needs_no_further_package_passes(optim, report_to):
+    require_installed(optim, report_to)
 
 
 def test_the_reference_is_live_where_the_model_holds_the_original(run_file):

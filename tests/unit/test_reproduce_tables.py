@@ -109,6 +109,13 @@ def test_the_claimed_ordering_starts_at_the_better_base_and_passes_over_rows_not
     assert pairs == [("bi_cl", "base_causal"), ("grl_sft", "bi_cl"), ("grl", "grl_sft")]
 
 
+def test_the_better_base_is_better_on_the_tasks_that_both_have():
+    causal, both = result("base_causal", None, A=5.0), result("base_bidirectional", None, A=4.0, B=90.0)
+    assert better_base(scores_of([causal, both])) == "base_causal"
+    assert better_base(scores_of([both])) == "base_bidirectional"
+    assert better_base(scores_of([causal, result("base_bidirectional", None, B=90.0)])) is None
+
+
 def test_table_2_averages_tasks_and_not_types(study):
     table = by_type(study)
     assert table.head == ["", "seeds", "Retrieval (1)", "STS (2)", "Average (3)"]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ullme.config import RunConfig, read_run_file
-from ullme.trainer.resume import UNFINISHED, flush, remove_unfinished, unfinished
+from ullme.trainer.resume import UNFINISHED, checkpoints, fault, flush, remove_unfinished, unfinished
 from ullme.trainer.resume_ranks import on_main
 
 RUN_FILE = "run.yaml"
@@ -33,7 +34,7 @@ FREE_ON_RESUME = frozenset(
 
 
 def require_own_folder(config: RunConfig) -> None:
-    """Pass if the run's folder is new or empty, or holds this very run, to be resumed.
+    """Pass if the run's folder is new or empty, or holds this very run, to be resumed, or one that has learned nothing.
 
     Raises:
         ValueError: the folder cannot be one, is in use by something else, or by a run that learns something else.
@@ -46,6 +47,8 @@ def require_own_folder(config: RunConfig) -> None:
     name = f"trainer.output_dir: {str(folder)!r}"
     if not kept.is_file():
         raise ValueError(f"{name} is not empty and holds no run; name a new folder or empty this one")
+    if not _has_learned(folder):
+        return
     if not config.trainer.resume:
         raise ValueError(f"{name} holds a run and trainer.resume is false; name a new folder, or set it to true")
     for key, before, now in _differences(read_run_file(kept), config):
@@ -59,7 +62,7 @@ def folder_to_oneself(config: RunConfig) -> Iterator[None]:
     """The run's folder, made ready and kept from other commands; the system lets go of it with the process.
 
     Raises:
-        ValueError: another command trains in it.
+        ValueError: another command trains in it, or has since it was looked at, so that it holds another run now.
     """
     folder = config.trainer.output_dir
     lock = FileLock(folder / LOCK_FILE, timeout=0)
@@ -72,6 +75,7 @@ def folder_to_oneself(config: RunConfig) -> Iterator[None]:
             raise ValueError(
                 f"trainer.output_dir: another command trains in {str(folder)!r}; wait for its end, or name a new folder"
             ) from None
+        require_own_folder(config)
         _prepare(config)
 
     try:
@@ -91,6 +95,12 @@ def _prepare(config: RunConfig) -> None:
     flush(config.save(unfinished(place)))
     unfinished(place).replace(place)
     flush(folder)
+
+
+def _has_learned(folder: Path) -> bool:
+    """Whether there is a model in a run's folder, or a checkpoint, or a whole one that a killed process was moving."""
+    moved = folder.glob(f"{UNFINISHED}*{PREFIX_CHECKPOINT_DIR}-*")
+    return (folder / MODEL_FOLDER).exists() or bool(checkpoints(folder)) or any(fault(path) is None for path in moved)
 
 
 def _require_writable(folder: Path) -> None:

@@ -21,6 +21,7 @@ from ullme.apps.run_data import (
 from ullme.apps.run_folder import MODEL_FOLDER, folder_to_oneself, require_own_folder
 from ullme.apps.run_record import recorded
 from ullme.config import RunConfig
+from ullme.config.training_choices import require_installed
 from ullme.data import PairDataset, PairLoader, PairStream, load_pairs
 from ullme.models import ULLME
 from ullme.trainer import EmbeddingTrainer, EmbeddingTrainingArguments, plot_curves
@@ -63,10 +64,12 @@ def train(config: RunConfig) -> TrainedRun:
 
     Raises:
         ValueError: the folder holds something else or another run, another command trains in it, every checkpoint in it
-            is damaged, the disk is full, or data, model or objectives do not fit.
+            is damaged, the disk is full, a package that the run needs is not installed, or data, model or objectives do
+            not fit.
         TrainingStopped: a signal ended the training; uncaught, it ends the process with 143 (SIGTERM) or 130 (SIGINT).
     """
     require_own_folder(config)
+    require_installed(config.trainer.optim, config.trainer.report_to)
     require_known_tasks(config)
     dataset = load_training_pairs(config)
     held_out = load_pairs(config.data.eval) if config.data.eval else None

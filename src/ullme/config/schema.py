@@ -14,9 +14,12 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
+from ullme.config.training_choices import require_known, require_schedule
 from ullme.data import SHUFFLE_ROWS, DataSource
 from ullme.models.settings import ModelSettings, require_choice
 from ullme.objectives import PRESETS, AnyObjective, as_mapping, needs_of
@@ -131,6 +134,7 @@ class TrainerConfig(Section):
     ``live`` from the model without its adapter in every step, ``precomputed`` once before training; null takes the
     first where there is an adapter and no earlier one is merged into the model. ``rank_agreement`` says whether
     evaluation tells how alike the two spaces rank passages; null does where the objectives need both.
+    ``lr_scheduler_kwargs`` are the arguments that some schedules need or take.
     """
 
     output_dir: Path
@@ -143,6 +147,7 @@ class TrainerConfig(Section):
     rank_agreement: bool | None = None
     learning_rate: float = Field(default=2e-4, gt=0)
     lr_scheduler_type: str = "linear"
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict)
     warmup_steps: NonNegativeFloat = 0
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: NonNegativeFloat = 1.0
@@ -167,13 +172,25 @@ class TrainerConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainerConfig:
-        from transformers.trainer_utils import SchedulerType
-
-        schedulers = [kind.value for kind in SchedulerType]
-        require_choice("lr_scheduler_type", self.lr_scheduler_type, schedulers)
+        require_schedule(
+            self.lr_scheduler_type,
+            self.lr_scheduler_kwargs,
+            learning_rate=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            max_steps=self.max_steps,
+        )
+        require_known(self.optim, self.report_to)
         if self.bf16 and self.fp16:
             raise ValueError("fp16: True and bf16: True exclude each other; set one of them")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_kwargs(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All keys, ``lr_scheduler_kwargs`` only where it says something: digests of runs without it are kept."""
+        values: dict[str, Any] = dump(self)
+        if not self.lr_scheduler_kwargs:
+            values.pop("lr_scheduler_kwargs", None)
+        return values
 
 
 def preset_expanded(objectives: Any) -> Any:
@@ -217,6 +234,7 @@ class RunConfig(Section):
     def _fits_together(self) -> RunConfig:
         self._align_prompts()
         self._require_reference()
+        self._require_watched_loss()
         wanting = [o.type for o in self.objectives if o.needs_negatives]
         if wanting and self.data.negatives_per_query == 0:
             raise ValueError(
@@ -284,6 +302,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"trainer.reference: 'live' is the model without its adapter, and {state.replace(':', '')}; set "
                 f"trainer.reference to precomputed, or {cure}"
+            )
+
+    def _require_watched_loss(self) -> None:
+        schedule = self.trainer.lr_scheduler_type
+        if schedule in ("reduce_lr_on_plateau", "greedy") and not self.data.eval:
+            raise ValueError(
+                f"trainer.lr_scheduler_type: {schedule!r} follows the loss on held-out pairs, and there are none; name "
+                "some in data.eval or choose another schedule"
             )
 
     @property

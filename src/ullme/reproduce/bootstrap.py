@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from ullme.reproduce.results import RowResult
+from ullme.reproduce.results import RowResult, mean_over, shared_tasks
 from ullme.reproduce.rows import BASES, CLAIMED_ORDER, COMPARED_WITH, FLOOR
 
 DRAWS = 10_000
@@ -111,9 +110,13 @@ def compare(scores: Scores, row: str, other: str) -> Comparison:
 
 
 def better_base(scores: Scores) -> str | None:
-    """The attention mode under which the untrained LLM scores higher on average; None if none was scored."""
-    there = [name for name in BASES if name in scores]
-    return max(there, key=lambda name: fmean(scores[name][None].values()), default=None)
+    """The attention mode under which the untrained LLM scores higher, on average over the tasks that both have.
+
+    None if none was scored, or the two share no task.
+    """
+    there = {name: scores[name][None] for name in BASES if name in scores}
+    tasks = shared_tasks(there.values())
+    return max(there, key=lambda name: mean_over(there[name], tasks)) if tasks else None
 
 
 def claimed_order(scores: Scores) -> list[Comparison]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from ullme.reproduce.jobs import finished, run
+from ullme.reproduce.jobs import finished, run, with_current_data
 from ullme.reproduce.manifest import require_same_study, write_manifest
 from ullme.reproduce.options import Options, make_study
 from ullme.reproduce.plots import write_plots
 from ullme.reproduce.release import release
-from ullme.reproduce.results import RowResult, load_results
+from ullme.reproduce.results import RowResult, file_of, load_result, load_results
 from ullme.reproduce.rows import NAMED, Row, chosen_rows
 from ullme.reproduce.study import Job, Study, jobs, made_of, stage_configs
 from ullme.reproduce.tables import Table, write_tables
@@ -43,7 +43,7 @@ def reproduce(options: Options, console: Console | None = None) -> dict[str, Tab
         console.print(f"Not in the folder, so not scored: {name}", markup=False)
     results, tables, others = report(study, rows)
     for name in others:
-        console.print(f"Of another model, data or run file, so in no table: rows/{name}", markup=False)
+        console.print(f"Of another model, data, run file or test, so in no table: rows/{name}", markup=False)
     for number, job in enumerate(missing, start=1):
         console.rule(f"{number} of {len(missing)}: {job.name}")
         result = run(study, job)
@@ -60,13 +60,34 @@ def report(study: Study, rows: Sequence[Row]) -> tuple[list[RowResult], dict[str
     """Write the manifest, and the tables of what is done: the rows asked for, and earlier ones of the same study.
 
     Returns:
-        Results, tables, and the files of results that are of another study.
+        Results, tables, and the files of results that are of another study, or have no score on the data of its tasks.
     """
-    every = [*NAMED.values(), *(row for row in rows if row.name not in NAMED)]
-    known = {made_of(study, job) for job in _all_jobs(study, every)}
-    results, others = load_results(study.results, known)
+    known = {made_of(study, job) for job in _all_jobs(study, [*NAMED.values(), *_own_rows(study, rows)])}
+    found, others = load_results(study.results, known)
+    current = [with_current_data(study, result) for result in found]
+    results = [result for result in current if result.scores]
+    others += [file_of(study.results, r.row, r.seed).name for r in current if not r.scores]
     write_manifest(study, rows, results)
     return results, write_tables(results, study.results / "tables") if results else {}, others
+
+
+def _own_rows(study: Study, rows: Sequence[Row]) -> list[Row]:
+    """The rows outside the tables: those asked for, and earlier ones whose run file can still be carried out."""
+    own = {row.name: row for row in rows if row.name not in NAMED}
+    for path in sorted((study.results / "rows").glob("*.json")):
+        kept = load_result(path)
+        row = Row(kept.row, kept.label, (kept.run_file,))
+        if kept.run_file and row.name not in own.keys() | NAMED.keys() and _can_be_made(study, Job(row, kept.seed)):
+            own[row.name] = row
+    return list(own.values())
+
+
+def _can_be_made(study: Study, job: Job) -> bool:
+    """Whether a row's run files are there and valid."""
+    try:
+        return bool(stage_configs(study, job))
+    except ValueError:
+        return False
 
 
 def _all_jobs(study: Study, rows: Sequence[Row]) -> list[Job]:

@@ -65,6 +65,7 @@ def write_manifest(study: Study, rows: Sequence[Row], results: Sequence[RowResul
     hardware are this call's; those of an earlier row stand in its own file.
     """
     named = [*rows, *(NAMED[result.row] for result in results if result.row in NAMED)]
+    stages = [*(stage for row in named for stage in row.stages), *(r.run_file for r in results if r.run_file)]
     done = [
         {"row": r.row, "seed": r.seed, "model": r.model, "average": round(r.average, 2), "seconds": r.seconds}
         for r in results
@@ -75,7 +76,7 @@ def write_manifest(study: Study, rows: Sequence[Row], results: Sequence[RowResul
         "versions": versions(),
         "hardware": hardware(),
         "seeds": _seeds(study, rows, results),
-        "run_files": {Path(s).name: file_hash(study.configs / s) for row in named for s in row.stages},
+        "run_files": {Path(stage).name: file_hash(study.configs / stage) for stage in stages},
         "prompts": prompt_hashes(study.prompts, study.tasks),
         "data": study.data.sources,
         "overlap": {

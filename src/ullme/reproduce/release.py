@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ullme.apps.run_folder import MODEL_FOLDER
 from ullme.eval import evaluate
 from ullme.files import written
 from ullme.models import ULLME
 from ullme.models.lora import ADAPTER_CONFIG
-from ullme.reproduce.jobs import finished, placed, task_scores
+from ullme.reproduce.jobs import finished, placed, task_scores, trained_model
 from ullme.reproduce.options import Options
 from ullme.reproduce.release_card import write_card
-from ullme.reproduce.results import RowResult
+from ullme.reproduce.results import RowResult, mean_over, shared_tasks
 from ullme.reproduce.rows import Row
 from ullme.reproduce.study import Job, Study, jobs, stage_configs
 from ullme.reproduce.tasks import LANGUAGES
@@ -31,8 +30,9 @@ def release(
 ) -> Path:
     """Write the best trained model of some rows into a folder, score it from there, and say all that in its card.
 
-    Best is the highest average over the tasks. The adapter is rounded to bfloat16, and ``scores.json`` and the card
-    hold what the folder scores in float32, not what the row did. Killed while scoring, the same call goes on.
+    Best is the highest average over the tasks that all of them have. The adapter is rounded to bfloat16, and
+    ``scores.json`` and the card hold what the folder scores in float32, not what the row did. Killed while scoring, the
+    same call goes on.
 
     Args:
         study: whose data, tasks and prompts it is.
@@ -47,12 +47,8 @@ def release(
     """
     job = best(study, rows)
     config = stage_configs(study, job)[-1]
-    trained = config.trainer.output_dir / MODEL_FOLDER
-    if not trained.is_dir():
-        raise ValueError(
-            f"release: the model of {job.name} is not in {str(trained)!r}; delete its file in "
-            f"{str(study.results / 'rows')!r}, and it is trained again"
-        )
+    trained = trained_model(study, job)
+    assert trained is not None
     console.print(f"Releasing {job.name} as {folder}, scored from there in float32.", markup=False)
     write_adapter(ULLME.from_pretrained(trained), folder)
     scored = evaluate(
@@ -70,16 +66,17 @@ def release(
 
 
 def best(study: Study, rows: Iterable[Row]) -> Job:
-    """The row and seed with the highest average, of those trained in one stage.
+    """The row and seed with the highest average over the tasks that all have, of those trained in one stage.
 
     Raises:
         ValueError: there is none.
     """
     listed = [job for job in jobs(rows, study.budget) if len(job.row.stages) == 1]
-    done = {job: result for job in listed if (result := finished(study, job)) is not None}
+    done = {job: result.by_task for job in listed if (result := finished(study, job)) is not None}
     if not done:
         raise ValueError("release: none of the rows asked for is trained in one stage; ask for one, such as --rows grl")
-    return max(done, key=lambda job: done[job].average)
+    tasks = shared_tasks(done.values())
+    return max(done, key=lambda job: mean_over(done[job], tasks))
 
 
 def write_adapter(model: ULLME, folder: Path) -> None:

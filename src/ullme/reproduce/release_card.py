@@ -15,8 +15,8 @@ from ullme.config import RunConfig
 from ullme.files import written
 from ullme.models.packaged import PACKAGED_MODELS, PackagedModel
 from ullme.reproduce.options import Options
-from ullme.reproduce.results import RowResult, TaskScore
-from ullme.reproduce.rows import BASES, FLOOR
+from ullme.reproduce.results import RowResult, TaskScore, mean_over
+from ullme.reproduce.rows import BASES, FLOOR, NAMED
 from ullme.reproduce.study import Job, Study
 from ullme.reproduce.tables import Table
 
@@ -55,7 +55,7 @@ Rows that a scored split holds were left out, and texts cut at {words} words.
 
 ## Recipe
 
-{batch} queries a step, {steps} steps, seed {seed}; {negatives} negatives of each, drawn from at most {mined}.
+{batch} queries a step, {steps} steps, seed {seed}; negatives of each query: {negatives}, of at most {mined} found.
 
 ```yaml
 {recipe}```
@@ -110,8 +110,12 @@ def write_card(
     """
     packaged = PACKAGED_MODELS.get(study.model.lower())
     compared = compared_rows(results, scores)
+    tasks = [score.task for score in scores]
+    negatives = config.data.negatives_per_query
     text = _CARD.format(
-        **study.budget.model_dump(include={"words", "steps", "negatives", "mined"}),
+        **study.budget.model_dump(include={"words", "mined"}),
+        steps=config.trainer.max_steps,
+        negatives="all" if negatives is None else negatives,
         metadata=OmegaConf.to_yaml(_metadata(study, folder, scores, packaged)),
         title=folder.name,
         base=_name(study.model),
@@ -119,14 +123,14 @@ def write_card(
         ullme=version("ullme"),
         average=fmean(s.score for s in scores),
         count=len(scores),
-        others="; ".join(f"{r.label}: {_average(r, scores):.2f}" for r in compared)
+        others="; ".join(f"{r.label}: {mean_over(r.by_task, tasks):.2f}" for r in compared)
         or "nothing else was scored beside it",
         install=f"{packaged.install}\n" if packaged else "",
         folder=folder,
         scores=_scores(scores, compared).markdown(),
         one_score=_one_score(study, folder, scores[0].task),
         data=_data(study.data.sources).markdown(),
-        batch=study.budget.batch_size,
+        batch=config.trainer.per_device_train_batch_size,
         seed=job.seed,
         recipe=OmegaConf.to_yaml(_recipe(config)),
         command=_command(study, job, options, folder),
@@ -144,15 +148,11 @@ def _name(model: str) -> str:
 
 def compared_rows(results: Sequence[RowResult], scores: Sequence[TaskScore]) -> list[RowResult]:
     """The better of the untrained modes, and the floor, where they have all that the model was scored on."""
-    whole = [r for r in results if {s.task for s in scores} <= r.by_task.keys()]
+    tasks = [score.task for score in scores]
+    whole = [r for r in results if set(tasks) <= r.by_task.keys()]
     bases = [r for r in whole if r.row in BASES]
-    best = [max(bases, key=lambda r: _average(r, scores))] if bases else []
+    best = [max(bases, key=lambda r: mean_over(r.by_task, tasks))] if bases else []
     return [*best, *(r for r in whole if r.row == FLOOR)]
-
-
-def _average(result: RowResult, scores: Sequence[TaskScore]) -> float:
-    """A row's mean over the tasks that the model was scored on."""
-    return fmean(result.by_task[s.task] for s in scores)
 
 
 def _one_score(study: Study, folder: Path, task: str) -> str:
@@ -195,7 +195,7 @@ def _command(study: Study, job: Job, options: Options, folder: Path) -> str:
         "tasks": ",".join(options.tasks),
         "benchmark": options.benchmark,
         "prompts": options.prompts,
-        "rows": job.row.name,
+        "rows": job.row.name if job.row.name in NAMED else Path(job.row.stages[-1]).name,
         "seeds": str(job.seed),
         "release": str(folder),
     }

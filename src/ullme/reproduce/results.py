@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -38,6 +38,7 @@ class RowResult:
         history: what training logged, of the last stage.
         seconds: time of training, in all its calls, and of evaluation, in the call that finished.
         ran_on: commit, versions and machine of that call.
+        run_file: of a row outside the tables, where its run file lies; else empty.
     """
 
     row: str
@@ -49,6 +50,7 @@ class RowResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     ran_on: dict[str, Any] = field(default_factory=dict)
+    run_file: str = ""
 
     @property
     def by_task(self) -> dict[str, float]:
@@ -63,7 +65,18 @@ class RowResult:
     def save(self, folder: Path) -> Path:
         """Write the file whole or not at all."""
         place = file_of(folder, self.row, self.seed)
-        return written(place, json.dumps(asdict(self), indent=1) + "\n")
+        content = {key: value for key, value in asdict(self).items() if value or key != "run_file"}
+        return written(place, json.dumps(content, indent=1) + "\n")
+
+
+def shared_tasks(scores: Collection[Mapping[str, float]]) -> list[str]:
+    """The tasks that all of these scores by task have, in the order of the first."""
+    return [task for task in next(iter(scores), {}) if all(task in by_task for by_task in scores)]
+
+
+def mean_over(by_task: Mapping[str, float], tasks: Iterable[str]) -> float:
+    """Mean over these tasks, each counted once; the same tasks make two means comparable."""
+    return fmean(by_task[task] for task in tasks)
 
 
 def file_of(folder: Path, row: str, seed: int | None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from mteb.abstasks import AbsTask
 
 from ullme.apps.run_folder import MODEL_FOLDER
 from ullme.config import RunConfig, read_run_file
+from ullme.eval.local import data_folder, with_local_data
 from ullme.reproduce.budgets import Budget
 from ullme.reproduce.data import Prepared, digest, file_hash
 from ullme.reproduce.rows import Row
 
+#: How files of weights end.
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
 #: What of a run changes no score.
 _NO_MATTER = ("output_dir", "report_to", "use_cpu", "chunk_tokens", "logging_steps", "save_steps", "save_total_limit")
 
@@ -57,6 +61,13 @@ class Study:
     def dtype(self) -> str:
         """In which models are scored."""
         return "bfloat16" if self.bf16 else "float32"
+
+    @cached_property
+    def revisions(self) -> dict[str, str]:
+        """The revision of each task's data, as a score on them names it: of local data a hash of their content."""
+        root = data_folder(self.task_folder)
+        tasks = [with_local_data(task, root) if root else task for task in self.tasks]
+        return {task.metadata.name: task.metadata.revision for task in tasks}
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ def made_of(study: Study, job: Job) -> str:
     content = {
         "row": job.row.name,
         "seed": job.seed,
-        "model": study.model,
+        "model": model_identity(study.model),
         "untrained": job.row.untrained,
         "max_length": study.budget.max_length,
         "prompts": study.prompts,
@@ -113,6 +124,23 @@ def made_of(study: Study, job: Job) -> str:
         content["held_out"] = file_hash(study.data.held_out) if study.data.held_out else None
         content["stages"] = [_portable(config) for config in stage_configs(study, job)]
     return digest(content)
+
+
+def model_identity(model: str) -> str:
+    """What tells a model from another, wherever it lies: a packaged or hub name as it is, a local one by its content.
+
+    Of a local folder or file that is its name, its ``config.json``, and the names and sizes of its weights.
+    """
+    place = Path(model).expanduser().resolve()
+    if not place.exists():
+        return model
+    weights = sorted(p for p in (place.iterdir() if place.is_dir() else [place]) if p.suffix in _WEIGHTS)
+    config = place / "config.json"
+    content = {
+        "config": file_hash(config) if config.is_file() else None,
+        "weights": {path.name: path.stat().st_size for path in weights},
+    }
+    return f"{place.name}@{digest(content)}"
 
 
 def _overrides(study: Study, job: Job, config: RunConfig, stage: str) -> Iterator[str]:
@@ -152,6 +180,7 @@ def _overrides(study: Study, job: Job, config: RunConfig, stage: str) -> Iterato
 def _portable(config: RunConfig) -> dict[str, Any]:
     """A run without the places of its files, which another machine or folder has elsewhere."""
     values = config.model_dump(mode="json", exclude={"eval"})
+    values["model"]["name_or_path"] = model_identity(config.model.name_or_path)
     values["trainer"] = {key: value for key, value in values["trainer"].items() if key not in _NO_MATTER}
     values["data"] = {key: value for key, value in values["data"].items() if key not in ("train", "eval")}
     values["model"]["merged_adapters"] = len(values["model"]["merged_adapters"])

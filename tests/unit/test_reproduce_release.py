@@ -1,0 +1,55 @@
+"""Which row is released, and what its card says of how it was trained."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.test_reproduce_study import kept, study_in
+from ullme.reproduce.options import Options
+from ullme.reproduce.release import best
+from ullme.reproduce.release_card import write_card
+from ullme.reproduce.results import TaskScore
+from ullme.reproduce.rows import NAMED, chosen_rows
+from ullme.reproduce.study import Job, stage_configs
+
+
+@pytest.fixture
+def study(tmp_path):
+    return study_in(tmp_path)
+
+
+def test_the_best_row_is_best_on_the_tasks_that_all_have(study, monkeypatch):
+    monkeypatch.delenv("ULLME_MTEB_DATA", raising=False)
+    study = replace(study, task_folder=None)
+    first, second = (Job(NAMED["grl"], seed) for seed in (0, 1))
+    kept(study, first, BIOSSES=50.0, Easy=99.0)
+    kept(study, second, BIOSSES=60.0)
+    assert best(study, [NAMED["grl"]]) == second
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("grl", "8 queries a step, 4 steps, seed 0; negatives of each query: 2, of at most 8 found."),
+        ("grl_steps", "8 queries a step, 50 steps, seed 0; negatives of each query: 2, of at most 8 found."),
+        ("grl_negatives", "8 queries a step, 4 steps, seed 0; negatives of each query: 1, of at most 8 found."),
+    ],
+)
+def test_the_card_says_the_steps_and_negatives_of_the_run(study, tmp_path, name, said):
+    card = card_of(study, Job(NAMED[name], 0), tmp_path / "model")
+    assert said in card and f"- {said.split()[4]} steps are few" in card
+
+
+def test_the_card_names_the_run_file_of_ones_own_row(study, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((study.configs / "grl.yaml").read_text())
+    (row,) = chosen_rows([str(path)])
+    assert "--rows mine.yaml \\\n" in card_of(study, Job(row, 0), tmp_path / "model")
+
+
+def card_of(study, job, folder):
+    """The text of the card of a job."""
+    counts = {"sha256": "x", "rows": 1, "in a test": 0, "trained on": 1}
+    study = replace(study, data=replace(study.data, sources={"pairs": counts}))
+    scores = [TaskScore("BIOSSES", "STS", 1.0, "m", "r")]
+    return write_card(study, job, stage_configs(study, job)[-1], Options(), scores, [], folder).read_text()

@@ -28,7 +28,7 @@ WIDE = ("architectures.md", "paper_index.md")
 FIELD = {"class-attribute", "instance-attribute"}
 
 #: Where the classes are whose fields are keys of a run file.
-IN_RUN_FILES = ("ullme.config.schema.", "ullme.objectives.", "ullme.data.source.")
+IN_RUN_FILES = ("ullme.config.schema.", "ullme.config.sections.", "ullme.objectives.", "ullme.data.source.")
 
 _LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?P<after>\))")
 

@@ -17,7 +17,7 @@ from ullme.apps.plan import plan
 from ullme.apps.run_data import load_training_pairs
 from ullme.apps.train import train
 from ullme.config import read_run_file
-from ullme.config.schema import DataConfig
+from ullme.config.sections import DataConfig
 from ullme.data import PairStream
 
 

@@ -148,8 +148,9 @@ def _portable(settings: ModelSettings) -> ModelSettings:
 
 
 def _require_own_adapter(folder: Path, saved: ModelSettings, settings: ModelSettings) -> None:
+    """Raise if an adapter that is loaded is said to be another than it is."""
     for name in _ADAPTER_SETTINGS:
-        if settings.has_adapter and getattr(settings, name) != getattr(saved, name):
+        if getattr(settings, name) != getattr(saved, name):
             raise ValueError(
                 f"{name}: {getattr(settings, name)!r} is not what the adapter in {str(folder)!r} has; leave it out"
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ullme.models.settings import ModelSettings
 from ullme.models.tensors import same_signature, signature
 
 #: The file, and in it the digests of the adapters under the saved one.
@@ -73,6 +74,18 @@ def require_base(
         raise ValueError(
             f"{origin} was made for other weights than {causal_lm.name_or_path!r}; use it with its own base, {own!r}"
         )
+
+
+def require_adapters_base(causal_lm: PreTrainedModel, settings: ModelSettings, merged: Sequence[str]) -> None:
+    """Pass if an adapter of ours at ``adapter_path`` was trained on this causal LM; a plain one does not say.
+
+    Raises:
+        ValueError: as ``require_base``.
+    """
+    folder = Path(settings.adapter_path or "")
+    if settings.adapter_path and is_checkpoint(folder):
+        origin, quantized = f"adapter {str(folder)!r}", settings.quantization is not None
+        require_base(origin, causal_lm, read_settings(folder), merged, settings.merged_adapters, quantized)
 
 
 def _require_same_merged(origin: str, own: Sequence[str], saved: Sequence[str], folders: Sequence[str]) -> None:

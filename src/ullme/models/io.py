@@ -21,7 +21,7 @@ from ullme.extension import is_import_path, source_digest
 from ullme.files import aside
 from ullme.models.checkpoint import FORMAT, MERGED_KEY, SETTINGS_FILE, is_checkpoint, read_settings, require_base
 from ullme.models.loading import tokenizer_rules
-from ullme.models.lora import decisive_config, load_adapter_weights
+from ullme.models.lora import adapter_settings, decisive_config, load_adapter_weights
 from ullme.models.settings import ModelSettings
 from ullme.models.tensors import read_safetensors, require_same_tensors, signature, weights_digest
 
@@ -98,6 +98,14 @@ def finish_loading(model: ULLME, folder: Path, settings: ModelSettings) -> None:
     model.settings = settings
     load_pooler(model, folder)
     model.eval()
+
+
+def continue_adapter(model: ULLME, folder: Path) -> None:
+    """Take over what decides the embeddings of an adapter beside its weights: its numbers, and its trained pooler."""
+    assert model.peft_model is not None
+    model.settings = adapter_settings(model.settings, model.peft_model)
+    if (folder / POOLER_FILE).is_file():
+        load_pooler(model, folder)
 
 
 def load_weights(model: ULLME, folder: Path) -> None:

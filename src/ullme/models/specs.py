@@ -87,6 +87,20 @@ def most_positions(config: Any) -> int | None:
     return None if field is None else getattr(config, field)
 
 
+def require_positions(config: Any, tokens: int) -> None:
+    """Pass if the model can read so many tokens at once: max_length's, or a query's with its passage.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    positions = most_positions(config)
+    if positions is not None and tokens > positions:
+        raise ValueError(
+            f"max_length: a text of {tokens} tokens is more than the {positions} positions of {config.model_type!r}; "
+            "set a smaller max_length (half of them where passages are scored after their query)"
+        )
+
+
 def refusal(config: Any) -> tuple[str, str] | None:
     """The kind of layer for which this architecture is refused and why, or None."""
     name = config.model_type

@@ -15,16 +15,16 @@ from transformers import PreTrainedModel
 
 from ullme.models import encoding, io
 from ullme.models.attention import attention_switch
-from ullme.models.checkpoint import is_checkpoint, read_settings, require_base
+from ullme.models.checkpoint import require_adapters_base
 from ullme.models.choosing import refuse_by_kind
 from ullme.models.inputs import objective_inputs
 from ullme.models.loading import load_causal_lm, load_config, load_tokenizer, resolve
 from ullme.models.logprob import sequence_logp
-from ullme.models.lora import adapter_settings, add_adapter
+from ullme.models.lora import add_adapter
 from ullme.models.merging import merge_adapters
 from ullme.models.pooling import Pooling
 from ullme.models.settings import ModelSettings
-from ullme.models.specs import LogitsHead, logits_head, most_positions
+from ullme.models.specs import LogitsHead, logits_head, require_positions
 from ullme.types import IGNORED, Attention, Batch, MaskedTexts, Need, Texts
 
 
@@ -58,18 +58,18 @@ class ULLME(nn.Module):
         source = resolve(self.settings)
         config = load_config(self.settings, source)
         refuse_by_kind(config)  # again part of the probe, but here before gigabytes are read
-        _require_positions(config, self.max_length)
+        require_positions(config, self.max_length)
         self.tokenizer = load_tokenizer(self.settings, source)
         self.causal_lm: PreTrainedModel = load_causal_lm(self.settings, source, config)
         self.merged = merge_adapters(self.causal_lm, self.settings.merged_adapters)
-        self._require_adapters_base()
+        require_adapters_base(self.causal_lm, self.settings, self.merged)
         self.switch = attention_switch(self.causal_lm, self.settings.window, self.settings.packing)
         self.embedding_dimension = self._hidden_width()
         # A tuple keeps the same modules as ``causal_lm`` out of the module tree, so that no parameter appears twice.
         self._adapted = (add_adapter(self.causal_lm, self.settings),)
         self.pooler = Pooling(self.settings.pooling, self.embedding_dimension).to(self.device)
         if self.settings.adapter_path:
-            self._continue_adapter(Path(self.settings.adapter_path))
+            io.continue_adapter(self, Path(self.settings.adapter_path))
         self.text_tokenizer = self.settings.text_tokenizer(self.tokenizer)
         if self.settings.gradient_checkpointing:
             self.gradient_checkpointing_enable()
@@ -240,20 +240,6 @@ class ULLME(nn.Module):
         one_NT = torch.ones(1, 1, dtype=torch.long, device=self.device)
         return self.switch.hidden(self.causal_lm, one_NT, one_NT, "causal").shape[-1]
 
-    def _require_adapters_base(self) -> None:
-        folder = Path(self.settings.adapter_path or "")
-        if self.settings.adapter_path and is_checkpoint(folder):  # a plain peft adapter says nothing about its base
-            content, quantized = read_settings(folder), self.settings.quantization is not None
-            origin, folders = f"adapter {str(folder)!r}", self.settings.merged_adapters
-            require_base(origin, self.causal_lm, content, self.merged, folders, quantized)
-
-    def _continue_adapter(self, folder: Path) -> None:
-        """Take over what else decided the embeddings of an adapter: its numbers, and the pooler trained with it."""
-        assert self.peft_model is not None
-        self.settings = adapter_settings(self.settings, self.peft_model)
-        if (folder / io.POOLER_FILE).is_file():
-            io.load_pooler(self, folder)
-
     def _head(self) -> LogitsHead:
         head = logits_head(self.causal_lm)
         if head is None or not self.switch.head_reproduced:
@@ -264,7 +250,7 @@ class ULLME(nn.Module):
         return head
 
     def _forward_batches(self, texts: Texts) -> list[list[int]]:
-        _require_positions(self.config, int(texts.lengths_N.max()) if len(texts) else 0)
+        require_positions(self.config, int(texts.lengths_N.max()) if len(texts) else 0)
         return encoding.forward_batches(texts, device_type=self.device.type, packed=self.switch.packs)
 
     def _likelihoods(self, texts: Texts, attention: Attention, target_X: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -284,16 +270,6 @@ class ULLME(nn.Module):
             at = torch.tensor(rows, device=self.device)
             logp_N, tokens_N = logp_N.index_copy(0, at, logp), tokens_N.index_copy(0, at, tokens)
         return logp_N, tokens_N
-
-
-def _require_positions(config: Any, tokens: int) -> None:
-    """Raise if the model cannot read so many tokens at once: max_length's, or a query's with its passage."""
-    positions = most_positions(config)
-    if positions is not None and tokens > positions:
-        raise ValueError(
-            f"max_length: a text of {tokens} tokens is more than the {positions} positions of {config.model_type!r}; "
-            "set a smaller max_length (half of them where passages are scored after their query)"
-        )
 
 
 def _require_text(skip_N: Tensor, lengths_N: Tensor) -> None:

@@ -71,6 +71,13 @@ def test_attention_of_one_call_wins_over_the_models_own(tiny_models, model):
     assert np.array_equal(causal.encode(SENTENCES, attention="bidirectional"), model.encode(SENTENCES))
 
 
+def test_first_token_pooling_is_not_asked_to_look_causally(tiny_models):
+    first = tiny_ullme(tiny_models, pooling="cls")
+    with pytest.raises(ValueError, match="pooling: 'cls' pools the first token, which under causal attention"):
+        first.encode(SENTENCES, attention="causal")
+    assert first.encode(SENTENCES).shape == first.encode(SENTENCES, attention="bidirectional").shape
+
+
 def test_a_value_that_is_no_string_is_named(model):
     with pytest.raises(ValueError, match=r"sentences\[1\]: int is not a string"):
         model.encode(["a", 3])

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ullme.batching import consecutive_chunks, length_sorted_batches
 from ullme.models.modes import eval_mode
-from ullme.models.settings import ATTENTIONS, require_choice
+from ullme.models.settings import ATTENTIONS, require_choice, require_sight
 from ullme.models.streams import side_by_side, streams_on
 from ullme.types import Attention, Texts
 
@@ -91,11 +91,12 @@ def encode(
         (D,) for one string, else (len(sentences), D), float32; a list of tensors when neither conversion is asked for.
 
     Raises:
-        ValueError: no such prompt name or attention, a ``truncate_dim`` below 1, or sentences that are not strings.
+        ValueError: no such prompt name or attention, an attention under which the pooling sees nothing, a
+            ``truncate_dim`` below 1, or sentences that are not strings.
     """
     single = isinstance(sentences, str)
     texts = [sentences] if isinstance(sentences, str) else list(sentences)
-    _require_sense(texts, attention, truncate_dim)
+    _require_sense(texts, attention, model.pooling, truncate_dim)
     if device is not None:
         model.to(device)
     tokenized = model.text_tokenizer.texts(texts, _prompt_text(model.prompts, prompt_name, prompt))
@@ -113,9 +114,10 @@ def encode(
     return value if single else list(value)
 
 
-def _require_sense(texts: Sequence[Any], attention: str | None, truncate_dim: int | None) -> None:
+def _require_sense(texts: Sequence[Any], attention: str | None, pooling: str, truncate_dim: int | None) -> None:
     if attention is not None:
         require_choice("attention", attention, ATTENTIONS)
+        require_sight(pooling, attention)
     if truncate_dim is not None and truncate_dim < 1:
         raise ValueError(f"truncate_dim: {truncate_dim} leaves no dimension; give a whole number from 1")
     for i, text in enumerate(texts):

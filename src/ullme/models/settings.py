@@ -106,11 +106,7 @@ class ModelSettings:
         for name in ("lora_dropout", "attention_dropout"):
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is no probability; give a number from 0 to below 1")
-        if self.attention not in attentions_of(self.pooling):
-            raise ValueError(
-                "pooling: 'cls' pools the first token, which under causal attention sees nothing of the text; use "
-                "lasttoken or mean, or attention: bidirectional"
-            )
+        require_sight(self.pooling, self.attention)
         if isinstance(self.lora_target_modules, list):
             object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
         self._check_adapters()
@@ -162,6 +158,15 @@ class ModelSettings:
 def attentions_of(pooling: str) -> tuple[Attention, ...]:
     """The attentions under which a pooling sees the text: the first token sees nothing of it under causal attention."""
     return ("bidirectional",) if pooling == "cls" else ATTENTIONS
+
+
+def require_sight(pooling: str, attention: str) -> None:
+    """Raise ValueError if a pooling sees nothing of the text under this attention."""
+    if attention not in attentions_of(pooling):
+        raise ValueError(
+            f"pooling: {pooling!r} pools the first token, which under {attention} attention sees nothing of the text; "
+            "use lasttoken or mean, or attention: bidirectional"
+        )
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

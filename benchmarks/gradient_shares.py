@@ -36,7 +36,7 @@ CONTRAST = "contrast"
 
 @dataclass
 class Pull:
-    """A term's weighted gradient in each batch: norm over the contrast's, cosine with it, and with it on unseen rows."""
+    """A term's weighted gradient in each batch: norm over the contrast's, cosine with it, the same on unseen rows."""
 
     share: list[float] = field(default_factory=list)
     cosine: list[float] = field(default_factory=list)

@@ -8,7 +8,7 @@ from tests.unit.test_reproduce_study import kept, study_in
 from ullme.reproduce.options import Options
 from ullme.reproduce.release import best
 from ullme.reproduce.release_card import write_card
-from ullme.reproduce.results import TaskScore
+from ullme.reproduce.results import RowResult, TaskScore
 from ullme.reproduce.rows import NAMED, chosen_rows
 from ullme.reproduce.study import Job, stage_configs
 
@@ -47,9 +47,22 @@ def test_the_card_names_the_run_file_of_ones_own_row(study, tmp_path):
     assert "--rows mine.yaml \\\n" in card_of(study, Job(row, 0), tmp_path / "model")
 
 
-def card_of(study, job, folder):
+def test_the_card_says_who_trained_it_and_what_scored_higher(study, tmp_path):
+    def result(row, seed, score, commit):
+        scores = (TaskScore("BIOSSES", "STS", score, "m", "r"),)
+        return RowResult(row, NAMED[row].label, seed, "x", scores, ran_on={"commit": commit})
+
+    own = result("grl", 0, 50.0, "0123456789")
+    above, below = result("llm2vec", 1, 51.5, "a" * 10), result("bi_cl", 0, 49.0, "b" * 10)
+    card = card_of(study, Job(NAMED["grl"], 0), tmp_path / "model", [above, own, below])
+    assert "\nTrained by commit 0123456: 8 queries a step" in card
+    assert card.count("Above it in the same study: LLM2Vec by 1.50 (seed 1).\n") == 1
+    assert "Above it" not in card_of(study, Job(NAMED["llm2vec"], 1), tmp_path / "best", [above, own, below])
+
+
+def card_of(study, job, folder, results=()):
     """The text of the card of a job."""
     counts = {"sha256": "x", "rows": 1, "in a test": 0, "trained on": 1}
     study = replace(study, data=replace(study.data, sources={"pairs": counts}))
     scores = [TaskScore("BIOSSES", "STS", 1.0, "m", "r")]
-    return write_card(study, job, stage_configs(study, job)[-1], Options(), scores, [], folder).read_text()
+    return write_card(study, job, stage_configs(study, job)[-1], Options(), scores, results, folder).read_text()

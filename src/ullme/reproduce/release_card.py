@@ -15,7 +15,7 @@ from ullme.config import RunConfig
 from ullme.files import written
 from ullme.models.packaged import PACKAGED_MODELS, PackagedModel
 from ullme.reproduce.options import Options
-from ullme.reproduce.results import RowResult, TaskScore, mean_over
+from ullme.reproduce.results import RowResult, TaskScore, mean_over, shared_tasks
 from ullme.reproduce.rows import BASES, FLOOR, NAMED
 from ullme.reproduce.study import Job, Study
 from ullme.reproduce.tables import Table
@@ -55,7 +55,7 @@ Rows that a scored split holds were left out, and texts cut at {words} words.
 
 ## Recipe
 
-{batch} queries a step, {steps} steps, seed {seed}; negatives of each query: {negatives}, of at most {mined} found.
+{by}{batch} queries a step, {steps} steps, seed {seed}; negatives of each query: {negatives}, of at most {mined} found.
 
 ```yaml
 {recipe}```
@@ -70,8 +70,8 @@ Made again, from folders with the data and the tasks:
 
 - Trained on texts of {words} words at most; reads {max_length} tokens of a text, unless `max_length` is raised.
   Texts of more tokens, and languages that the tasks do not have, were not tried.
-- {steps} steps are few: it is the best row of a comparison of methods, not of a search for the best embedder. It was
-  chosen by its scores on these tasks, which flatters them a little.
+- {steps} steps are few: it is a row of a comparison of methods, not of a search for the best embedder. It was chosen by
+  its scores on these tasks, which flatters them a little.{above}
 - It fits the weights of `{base}`{rounded}, and is refused on others.
 
 ## Licence
@@ -135,6 +135,8 @@ def write_card(
         recipe=OmegaConf.to_yaml(_recipe(config)),
         command=_command(study, job, options, folder),
         max_length=config.model.max_length,
+        by=_trained_by(job, results),
+        above=_above(job, results),
         rounded=f" as the package `{packaged.module}` carries them, rounded to about four bits" if packaged else "",
         licence=f"The base is under `{packaged.licence}`" if packaged else "That of the base",
     )
@@ -153,6 +155,28 @@ def compared_rows(results: Sequence[RowResult], scores: Sequence[TaskScore]) -> 
     bases = [r for r in whole if r.row in BASES]
     best = [max(bases, key=lambda r: mean_over(r.by_task, tasks))] if bases else []
     return [*best, *(r for r in whole if r.row == FLOOR)]
+
+
+def _own(job: Job, results: Sequence[RowResult]) -> list[RowResult]:
+    return [result for result in results if (result.row, result.seed) == (job.row.name, job.seed)]
+
+
+def _trained_by(job: Job, results: Sequence[RowResult]) -> str:
+    """By which commit the row was trained, which need not be the one that releases it."""
+    commits = [result.ran_on.get("commit") for result in _own(job, results)]
+    return "".join(f"Trained by commit {commit[:7]}: " for commit in commits if commit)
+
+
+def _above(job: Job, results: Sequence[RowResult]) -> str:
+    """What of the same study scored higher, in the study's own scores on the tasks that both have."""
+    higher = [
+        f"{other.label} by {gain:.2f} (seed {other.seed})"
+        for own in _own(job, results)
+        for other in results
+        if (tasks := shared_tasks([own.by_task, other.by_task]))
+        and (gain := mean_over(other.by_task, tasks) - mean_over(own.by_task, tasks)) > 0
+    ]
+    return f" Above it in the same study: {'; '.join(higher)}." if higher else ""
 
 
 def _one_score(study: Study, folder: Path, task: str) -> str:

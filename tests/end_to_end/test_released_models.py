@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ullme.cli import main
 from ullme.eval import evaluate
 from ullme.models import ULLME
 from ullme.models.packaged import PACKAGED_MODELS
@@ -22,6 +23,12 @@ DATA = os.environ.get("ULLME_MTEB_DATA")
 MIB = 2**20
 #: The beginning of a path from a machine's root, or from a drive.
 ABSOLUTE = re.compile(r"""(?:^|[\s"'`(=])(?:/\w|[A-Za-z]:\\)""", re.MULTILINE)
+PASSAGES = [
+    "The Louvre in Paris shows the Mona Lisa.",
+    "Water boils at 100 degrees Celsius at sea level.",
+    "Photosynthesis turns light, water and carbon dioxide into sugar.",
+]
+QUERIES = ["at which temperature does water boil", "where can I see the Mona Lisa", "how do plants make sugar"]
 STATED = [(folder, score) for folder in MODELS for score in json.loads((folder / SCORES).read_text())["scores"]]
 
 pytestmark = pytest.mark.skipif(not MODELS, reason="models/ holds no model yet")
@@ -46,14 +53,17 @@ def test_a_released_folder_is_small_and_names_no_place_of_the_machine_that_made_
 @pytest.mark.parametrize("folder", MODELS, ids=named)
 def test_a_released_model_finds_the_passage_that_answers(folder, real_model):
     model = ULLME.from_pretrained(folder)
-    passages = [
-        "The Louvre in Paris shows the Mona Lisa.",
-        "Water boils at 100 degrees Celsius at sea level.",
-        "Photosynthesis turns light, water and carbon dioxide into sugar.",
-    ]
-    queries = ["at which temperature does water boil", "where can I see the Mona Lisa", "how do plants make sugar"]
-    scores_QP = model.similarity(model.encode_query(queries), model.encode_document(passages))
+    scores_QP = model.similarity(model.encode_query(QUERIES), model.encode_document(PASSAGES))
     assert scores_QP.argmax(dim=1).tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=named)
+def test_a_released_model_is_searched_with_as_its_card_says(folder, real_model, tmp_path, capsys):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("\n".join(PASSAGES))
+    assert main(["search", str(folder), str(notes), QUERIES[0], "--top", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "boils" in shown and "Louvre" not in shown
 
 
 @pytest.mark.slow

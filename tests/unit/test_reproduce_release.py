@@ -52,12 +52,15 @@ def test_the_card_says_who_trained_it_and_what_scored_higher(study, tmp_path):
         scores = (TaskScore("BIOSSES", "STS", score, "m", "r"),)
         return RowResult(row, NAMED[row].label, seed, "x", scores, ran_on={"commit": commit})
 
-    own = result("grl", 0, 50.0, "0123456789")
+    own, unlucky = result("grl", 0, 50.0, "0123456789"), result("grl", 1, 47.0, "c" * 10)
     above, below = result("llm2vec", 1, 51.5, "a" * 10), result("bi_cl", 0, 49.0, "b" * 10)
-    card = card_of(study, Job(NAMED["grl"], 0), tmp_path / "model", [above, own, below])
+    results = [above, own, unlucky, below]
+    card = card_of(study, Job(NAMED["grl"], 0), tmp_path / "model", results)
     assert "\nTrained by commit 0123456: 8 queries a step" in card
-    assert card.count("Above it in the same study: LLM2Vec by 1.50 (seed 1).\n") == 1
-    assert "Above it" not in card_of(study, Job(NAMED["llm2vec"], 1), tmp_path / "best", [above, own, below])
+    assert "\n  Below it, of the same row: seed 1 by 3.00.\n" in card
+    assert "\n  Above it in the same study: LLM2Vec (seed 1) by 1.50.\n" in card
+    best_of_all = card_of(study, Job(NAMED["llm2vec"], 1), tmp_path / "best", results)
+    assert "Above it" not in best_of_all and "Below it" not in best_of_all
 
 
 def card_of(study, job, folder, results=()):

@@ -71,7 +71,7 @@ Made again, from folders with the data and the tasks:
 - Trained on texts of {words} words at most; reads {max_length} tokens of a text, unless `max_length` is raised.
   Texts of more tokens, and languages that the tasks do not have, were not tried.
 - {steps} steps are few: it is a row of a comparison of methods, not of a search for the best embedder. It was chosen by
-  its scores on these tasks, which flatters them a little.{above}
+  its scores on these tasks, which flatters them a little.{beside}
 - It fits the weights of `{base}`{rounded}, and is refused on others.
 
 ## Licence
@@ -136,7 +136,7 @@ def write_card(
         command=_command(study, job, options, folder),
         max_length=config.model.max_length,
         by=_trained_by(job, results),
-        above=_above(job, results),
+        beside=_beside(job, results),
         rounded=f" as the package `{packaged.module}` carries them, rounded to about four bits" if packaged else "",
         licence=f"The base is under `{packaged.licence}`" if packaged else "That of the base",
     )
@@ -167,16 +167,22 @@ def _trained_by(job: Job, results: Sequence[RowResult]) -> str:
     return "".join(f"Trained by commit {commit[:7]}: " for commit in commits if commit)
 
 
-def _above(job: Job, results: Sequence[RowResult]) -> str:
-    """What of the same study scored higher, in the study's own scores on the tasks that both have."""
-    higher = [
-        f"{other.label} by {gain:.2f} (seed {other.seed})"
+def _beside(job: Job, results: Sequence[RowResult]) -> str:
+    """The row's other seeds, and what scored higher in the same study, by its scores on the tasks that both have."""
+    compared = [
+        (other, mean_over(other.by_task, tasks) - mean_over(own.by_task, tasks))
         for own in _own(job, results)
         for other in results
-        if (tasks := shared_tasks([own.by_task, other.by_task]))
-        and (gain := mean_over(other.by_task, tasks) - mean_over(own.by_task, tasks)) > 0
+        if other is not own and (tasks := shared_tasks([own.by_task, other.by_task]))
     ]
-    return f" Above it in the same study: {'; '.join(higher)}." if higher else ""
+    seeds = [f"seed {other.seed} by {-gain:.2f}" for other, gain in compared if other.row == job.row.name and gain <= 0]
+    higher = [f"{_titled(other)} by {gain:.2f}" for other, gain in compared if gain > 0]
+    said = (("Below it, of the same row", seeds), ("Above it in the same study", higher))
+    return "".join(f"\n  {what}: {'; '.join(found)}." for what, found in said if found)
+
+
+def _titled(result: RowResult) -> str:
+    return result.label if result.seed is None else f"{result.label} (seed {result.seed})"
 
 
 def _one_score(study: Study, folder: Path, task: str) -> str:

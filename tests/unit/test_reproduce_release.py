@@ -63,9 +63,19 @@ def test_the_card_says_who_trained_it_and_what_scored_higher(study, tmp_path):
     assert "Above it" not in best_of_all and "Below it" not in best_of_all
 
 
-def card_of(study, job, folder, results=()):
+def test_the_card_offers_no_export_that_is_refused(study, tmp_path):
+    job = Job(NAMED["echo"], 0)
+    assert "\nullme export " in card_of(study, job, tmp_path / "model")
+    card = card_of(study, job, tmp_path / "model", refusal="echo: True, and it cannot be read twice; train without it")
+    assert "\n# ullme export refuses it: echo: True, and it cannot be read twice\n" in card
+    assert "\nullme export " not in card and "\n  echo: true\n" in card
+    assert f"; reads {study.budget.max_length} tokens of a text" in card
+
+
+def card_of(study, job, folder, results=(), refusal=None):
     """The text of the card of a job."""
     counts = {"sha256": "x", "rows": 1, "in a test": 0, "trained on": 1}
     study = replace(study, data=replace(study.data, sources={"pairs": counts}))
     scores = [TaskScore("BIOSSES", "STS", 1.0, "m", "r")]
-    return write_card(study, job, stage_configs(study, job)[-1], Options(), scores, results, folder).read_text()
+    config = stage_configs(study, job)[-1]
+    return write_card(study, job, config, Options(), scores, results, folder, refusal).read_text()

@@ -56,15 +56,19 @@ _REFUSALS: tuple[tuple[Callable[[ULLME], bool], str], ...] = (
 )
 
 
+def refusal(model: ULLME) -> str | None:
+    """Why a model cannot be exported and what to do, or None."""
+    return next((reason.format(m=model) for applies, reason in _REFUSALS if applies(model)), None)
+
+
 def require_exportable(model: ULLME, path: Path, keep_adapter: bool) -> None:
     """Pass if this model can be exported and the place is free.
 
     Raises:
         ValueError: it cannot, or the place is taken; the message says why and what to do.
     """
-    for applies, reason in _REFUSALS:
-        if applies(model):
-            raise ValueError(f"export: {reason.format(m=model)}")
+    if reason := refusal(model):
+        raise ValueError(f"export: {reason}")
     if keep_adapter and model.peft_model is None:
         raise ValueError("export: keep_adapter: this model has no adapter to keep apart; leave it out")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

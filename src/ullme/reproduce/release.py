@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from ullme.eval import evaluate
+from ullme.export.refusals import refusal
 from ullme.files import written
 from ullme.models import ULLME
 from ullme.models.lora import ADAPTER_CONFIG
@@ -51,8 +52,9 @@ def release(
     assert trained is not None
     console.print(f"Releasing {job.name} as {folder}, scored from there in float32.", markup=False)
     write_adapter(ULLME.from_pretrained(trained), folder)
+    model = placed(ULLME.from_pretrained(folder, dtype="float32"))
     scored = evaluate(
-        placed(ULLME.from_pretrained(folder, dtype="float32")),
+        model,
         study.tasks,
         languages=LANGUAGES,
         prompts=study.prompts,
@@ -62,7 +64,7 @@ def release(
     scores = task_scores(scored)
     content = {"study": study.results.name, "row": job.row.name, "seed": job.seed, "dtype": "float32"}
     written(folder / SCORES, json.dumps({**content, "scores": [asdict(s) for s in scores]}, indent=1) + "\n")
-    return write_card(study, job, config, options, scores, results, folder)
+    return write_card(study, job, config, options, scores, results, folder, refusal(model))
 
 
 def best(study: Study, rows: Iterable[Row]) -> Job:

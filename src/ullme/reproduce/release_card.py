@@ -32,7 +32,7 @@ A LoRA adapter that turns `{base}` into a text embedder: the row {row} of a stud
 
 ```bash
 {install}ullme search {folder} notes.txt "how do I open a file?"
-ullme export {folder} exported/       # for sentence-transformers and all that reads its directories
+{export}
 ```
 
 ```python
@@ -83,7 +83,7 @@ Made again, from folders with the data and the tasks:
 _HUB_TASKS = {"Classification": "text-classification", "Clustering": "clustering", "Retrieval": "retrieval"}
 #: Of a run file, what makes the model.
 _RECIPE = {
-    "model": ("lora", "pooling", "attention", "max_length"),
+    "model": ("lora", "pooling", "attention", "echo", "max_length"),
     "trainer": ("learning_rate", "warmup_steps", "bf16"),
 }
 
@@ -96,6 +96,7 @@ def write_card(
     scores: Sequence[TaskScore],
     results: Sequence[RowResult],
     folder: Path,
+    refusal: str | None = None,
 ) -> Path:
     """Write ``README.md`` into the folder of a released model.
 
@@ -107,6 +108,7 @@ def write_card(
         scores: what the folder scores.
         results: what else is done in the study, to compare with.
         folder: the model.
+        refusal: why the model cannot be exported, if it cannot.
     """
     packaged = PACKAGED_MODELS.get(study.model.lower())
     compared = compared_rows(results, scores)
@@ -127,6 +129,7 @@ def write_card(
         or "nothing else was scored beside it",
         install=f"{packaged.install}\n" if packaged else "",
         folder=folder,
+        export=_export(folder, refusal),
         scores=_scores(scores, compared).markdown(),
         one_score=_one_score(study, folder, scores[0].task),
         data=_data(study.data.sources).markdown(),
@@ -134,13 +137,19 @@ def write_card(
         seed=job.seed,
         recipe=OmegaConf.to_yaml(_recipe(config)),
         command=_command(study, job, options, folder),
-        max_length=config.model.max_length,
+        max_length=config.model.max_length // (2 if config.model.echo else 1),  # echo reads a text twice within it
         by=_trained_by(job, results),
         beside=_beside(job, results),
         rounded=f" as the package `{packaged.module}` carries them, rounded to about four bits" if packaged else "",
         licence=f"The base is under `{packaged.licence}`" if packaged else "That of the base",
     )
     return written(folder / "README.md", text)
+
+
+def _export(folder: Path, refusal: str | None) -> str:
+    if refusal:
+        return f"# ullme export refuses it: {refusal.partition(';')[0]}"
+    return f"ullme export {folder} exported/       # for sentence-transformers and all that reads its directories"
 
 
 def _name(model: str) -> str:

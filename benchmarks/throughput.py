@@ -8,19 +8,22 @@ A training step is forward, backward and AdamW of LoRA 16 on ``--batch-size`` ro
 ``--negatives`` negatives, through the trainer; each text is counted once, whatever the loss makes of it (GRL also reads
 them to generate, and once more as the reference). Weights are of the dtype, LoRA is float32; a step runs under bfloat16
 autocast where the weights are bfloat16. Each repetition is a process of its own, and all of them take turns. Writes
-``throughput.md`` and ``throughput.csv``; nothing else may run on the machine meanwhile.
+``throughput.md`` and ``throughput.csv`` after each; the same command goes on where it was stopped, and one with more
+models, dtypes or repetitions measures what is missing. Nothing else may run on the machine meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import random
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,12 +37,15 @@ from ullme.apps.doc_sources import documented
 from ullme.apps.run_data import build_loader, load_training_pairs
 from ullme.apps.train import training_arguments
 from ullme.config import RunConfig
+from ullme.files import written
 from ullme.models import ULLME
 from ullme.trainer import EmbeddingTrainer
 
 #: What is measured: embedding, and the objectives of a training step by the name of their preset.
 WORK = ("encode", "contrastive", "grl_sft", "grl")
 ENCODED_BATCHES = 8
+#: A model, a dtype and a work.
+Case = tuple[str, str, str]
 #: Steps before the measured ones, in which libraries set themselves up, and the measured ones.
 WARM_STEPS, STEPS = 1, 3
 
@@ -150,34 +156,59 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     return {"tokens_per_second": found["tokens"] / found["seconds"]}
 
 
-def rows_of(found: dict[tuple[str, str, str], list[float]]) -> list[list[str]]:
+def rows_of(found: dict[Case, list[float]]) -> list[list[str]]:
     """A row per model and dtype: the median of each work, and least and greatest."""
-    pairs = dict.fromkeys((model, dtype) for model, dtype, _ in found)
-    return [[*pair, *(spread(found[(*pair, work)], 0) for work in WORK)] for pair in pairs]
+    shown = {case: spread(rates, 0) for case, rates in found.items() if rates}
+    pairs = dict.fromkeys((model, dtype) for model, dtype, _ in shown)
+    return [[*pair, *(shown.get((*pair, work), "") for work in WORK)] for pair in pairs]
 
 
-def write(options: argparse.Namespace, found: dict[tuple[str, str, str], list[float]]) -> None:
-    """The table in Markdown and CSV, with what it was measured on."""
-    header, rows = ["model", "dtype", *WORK], rows_of(found)
-    versions = f"torch {version('torch')}, transformers {version('transformers')}"
+def measured_on(options: argparse.Namespace) -> dict[str, str]:
+    """What all figures of a table share."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else machine(threads(options))
+    versions = f"torch {version('torch')}, transformers {version('transformers')}"
+    texts = {name: str(getattr(options, name)) for name in ("length", "batch_size", "negatives")}
+    return {**texts, "device": device, "versions": versions}
+
+
+def earlier(options: argparse.Namespace) -> dict[Case, list[float]]:
+    """The figures that the folder holds.
+
+    Raises:
+        SystemExit: they were measured on another machine, or with other texts.
+    """
+    place, found, now = options.output / "throughput.csv", defaultdict(list), measured_on(options)
+    if place.is_file():
+        with place.open(newline="") as file:
+            for row in csv.DictReader(file):
+                other = [f"{name} {row[name]}, not {value}" for name, value in now.items() if row[name] != value]
+                if other:
+                    raise SystemExit(f"{place}: holds figures of {other[0]}; give another --output")
+                found[row["model"], row["dtype"], row["work"]].append(float(row["tokens_per_second"]))
+    return found
+
+
+def write(options: argparse.Namespace, found: dict[Case, list[float]]) -> None:
+    """The table in Markdown and CSV, with what it was measured on."""
+    header, rows, shared = ["model", "dtype", *WORK], rows_of(found), measured_on(options)
+    counts = sorted({len(rates) for rates in found.values() if rates})
     said = [
         "# Tokens per second",
         "",
-        f"{device}; {versions}. Texts of {options.length} tokens, "
+        f"{shared['device']}; {shared['versions']}. Texts of {options.length} tokens, "
         f"batches of {options.batch_size} texts, or of {options.batch_size} rows of a query, a positive and "
-        f"{options.negatives} negatives. Median of {options.repeats} processes, least and greatest. Written by "
-        "`benchmarks/throughput.py`.",
+        f"{options.negatives} negatives. Median of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} "
+        "processes, least and greatest. Written by `benchmarks/throughput.py`.",
         "",
         *(f"| {' | '.join(line)} |" for line in (header, ["---"] * 2 + ["---:"] * len(WORK), *rows)),
     ]
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "throughput.md").write_text("\n".join(said) + "\n")
-    with (options.output / "throughput.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["model", "dtype", "work", "length", "batch_size", "tokens_per_second"])
-        for (model, dtype, work), rates in found.items():
-            table.writerows([model, dtype, work, options.length, options.batch_size, f"{rate:.1f}"] for rate in rates)
+    written(options.output / "throughput.md", "\n".join(said) + "\n")
+    table = csv.writer(text := io.StringIO(), lineterminator="\n")
+    table.writerow(["model", "dtype", "work", *shared, "tokens_per_second"])
+    for case, rates in found.items():
+        table.writerows([*case, *shared.values(), f"{rate:.1f}"] for rate in rates)
+    written(options.output / "throughput.csv", text.getvalue())
 
 
 def threads(options: argparse.Namespace) -> int:
@@ -188,15 +219,16 @@ def threads(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> None:
     """Every figure, as often as asked for, each in its own process."""
     cases = list(itertools.product(options.models, options.dtypes, WORK))
-    found: dict[tuple[str, str, str], list[float]] = {case: [] for case in cases}
+    found = earlier(options)
     passed = [
         f"--{n.replace('_', '-')}={getattr(options, n)}" for n in ("length", "batch_size", "negatives", "threads")
     ]
-    for _, case in track(list(itertools.product(range(options.repeats), cases)), "measuring"):
+    missing = [case for turn in range(options.repeats) for case in cases if len(found[case]) <= turn]
+    for case in track(missing, "measuring"):
         model, dtype, work = case
         arguments = [*passed, f"--model={model}", f"--dtype={dtype}", f"--work={work}", "--output=."]
         found[case].append(in_fresh_process(__file__, arguments)["tokens_per_second"])
-    write(options, found)
+        write(options, found)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from ullme.reproduce.budgets import BUDGETS, budget_of
 from ullme.reproduce.floor import BagOfWords
 from ullme.reproduce.release_card import compared_rows
 from ullme.reproduce.results import RowResult, TaskScore, file_of, load_result, load_results
-from ullme.reproduce.rows import ABLATIONS, ROWS, chosen_rows, shipped_configs
+from ullme.reproduce.rows import ABLATIONS, NAMED, ROWS, chosen_rows, shipped_configs
 from ullme.types import PairExample
 
 PAIRS = [PairExample(f"what is thing number {i}?", (f"the thing with number {i}",), ("no",)) for i in range(50)]
@@ -27,6 +27,13 @@ def test_a_variant_is_its_row_with_one_thing_changed(row):
     before, after = (flat(read_run_file(path, changes).model_dump(mode="json")) for changes in ((), row.changes))
     key = row.changes[0].partition("=")[0]
     assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {key}
+
+
+def test_grl_under_echo_reads_as_echo_and_learns_as_grl():
+    echo, grl, both = (read_run_file(shipped_configs() / NAMED[name].stages[0]) for name in ("echo", "grl", "grl_echo"))
+    assert both.objectives == grl.objectives
+    assert both.model.model_copy(update={"lora": echo.model.lora}) == echo.model
+    assert both.model.lora.model_copy(update={"name": "echo"}) == echo.model.lora
 
 
 def flat(values, before=""):

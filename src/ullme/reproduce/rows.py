@@ -56,6 +56,9 @@ ROWS: dict[str, Row] = {
     )
 }
 
+#: Rows beside the paper's that take a run file of their own, run when they are named.
+BESIDE: dict[str, Row] = {"grl_echo": Row("grl_echo", "Echo + GRL", ("grl_echo.yaml",))}
+
 #: Name -> what it is, the row that it varies, and the keys that are set in its run file. GRL's objectives are
 #: contrastive (0), DPO (1) and KL (2).
 _VARIANTS: dict[str, tuple[str, str, str]] = {
@@ -85,7 +88,7 @@ ABLATIONS: dict[str, Row] = {
 }
 
 #: Every row that has a name.
-NAMED = ROWS | ABLATIONS
+NAMED = ROWS | BESIDE | ABLATIONS
 
 #: The ordering that the paper claims, lowest first; "base" is the better of the two attention modes.
 CLAIMED_ORDER = ("base", "causal_cl", "bi_cl", "bi_cl_sft", "grl_sft", "grl")

@@ -202,7 +202,6 @@ def write(options: argparse.Namespace, found: dict[Case, list[float]]) -> None:
         "",
         *(f"| {' | '.join(line)} |" for line in (header, ["---"] * 2 + ["---:"] * len(WORK), *rows)),
     ]
-    options.output.mkdir(parents=True, exist_ok=True)
     written(options.output / "throughput.md", "\n".join(said) + "\n")
     table = csv.writer(text := io.StringIO(), lineterminator="\n")
     table.writerow(["model", "dtype", "work", *shared, "tokens_per_second"])

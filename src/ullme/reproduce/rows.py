@@ -66,6 +66,7 @@ _VARIANTS: dict[str, tuple[str, str, str]] = {
     "kl_gen_fixed": ("GRL, P_gen taken as given", "grl", "objectives.2.stop_gradient=gen"),
     "kl_rt_fixed": ("GRL, P_rt taken as given", "grl", "objectives.2.stop_gradient=rt"),
     "kl_temperature": ("GRL, s_rt / 0.05 in the KL", "grl", "objectives.2.temperature_rt=0.05"),
+    "grl_echo_temperature": ("Echo + GRL, s_rt / 0.05 in the KL", "grl_echo", "objectives.2.temperature_rt=0.05"),
     "kl_light": ("GRL, KL x 0.1", "grl", "objectives.2.weight=0.1"),
     "no_kl": ("GRL without KL", "grl", "objectives.2.weight=0"),
     "no_dpo": ("GRL without DPO", "grl", "objectives.1.weight=0"),
@@ -83,7 +84,7 @@ _VARIANTS: dict[str, tuple[str, str, str]] = {
 }
 
 ABLATIONS: dict[str, Row] = {
-    name: replace(ROWS[of], name=name, label=label, changes=(change,))
+    name: replace((ROWS | BESIDE)[of], name=name, label=label, changes=(change,))
     for name, (label, of, change) in _VARIANTS.items()
 }
 

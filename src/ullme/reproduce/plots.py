@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +65,17 @@ def draw_curves(results: Sequence[RowResult], path: Path, axis: str, belongs: Ca
     if not found:
         return None
     labels = {result.row: result.label for result in results if result.history}
-    colours = {row: f"C{i}" for i, row in enumerate(labels)}
-    figure, panels = _panels(len(found), height=3.2)
+    colours = dict(zip(labels, _colours(), strict=False))
+    figure, panels = _panels(len(found), height=3.2, beside=2.2)
+    lines: dict[str, Any] = {}
     for axes, (name, by_row) in zip(panels, sorted(found.items()), strict=True):
-        for row, curve in by_row.items():
-            steps = sorted(curve)
-            style = "o-" if name.startswith("eval_") else "-"
-            axes.plot(
-                steps, [np.mean(curve[s]) for s in steps], style, label=labels[row], color=colours[row], markersize=3
-            )
-            axes.fill_between(
-                steps, [min(curve[s]) for s in steps], [max(curve[s]) for s in steps], color=colours[row], alpha=0.2
-            )
+        style = "o-" if name.startswith("eval_") else "-"
+        lines |= {row: _draw_curve(axes, curve, style, colours[row]) for row, curve in by_row.items()}
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.set_ylabel(axis, fontsize=8)
-        axes.legend(fontsize=6)
+    rows = [row for row in labels if row in lines]
+    figure.legend([lines[row] for row in rows], [labels[row] for row in rows], loc="outside right upper", fontsize=7)
     return _saved(figure, path)
 
 
@@ -93,6 +89,21 @@ def curves_of(
             for name in filter(belongs, entry):
                 found.setdefault(name, {}).setdefault(row, {}).setdefault(entry["step"], []).append(float(entry[name]))
     return found
+
+
+def _draw_curve(axes: Any, curve: dict[float, list[float]], style: str, colour: Any) -> Any:
+    """The mean of the seeds at each step, and their range behind it; gives back the line."""
+    steps = sorted(curve)
+    (line,) = axes.plot(steps, [np.mean(curve[s]) for s in steps], style, color=colour, markersize=3)
+    axes.fill_between(steps, [min(curve[s]) for s in steps], [max(curve[s]) for s in steps], color=colour, alpha=0.2)
+    return line
+
+
+def _colours() -> Iterator[Any]:
+    """Ten strong colours, then their ten light ones, over and over."""
+    from matplotlib import colormaps
+
+    return cycle(colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2)))
 
 
 def _draw_intervals(axes: Any, intervals: Sequence[Interval]) -> None:
@@ -110,12 +121,12 @@ def _tasks(scores: Scores) -> set[str]:
     return {task for seeds in scores.values() for by_task in seeds.values() for task in by_task}
 
 
-def _panels(count: int, height: float) -> tuple[Any, list[Any]]:
+def _panels(count: int, height: float, beside: float = 0.0) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure  # heavy, and only pictures need it
 
     across = min(count, _PANELS_ACROSS)
     down = -(-count // across)
-    figure = Figure(figsize=(4.2 * across, height * down), layout="constrained")
+    figure = Figure(figsize=(4.2 * across + beside, height * down), layout="constrained")
     return figure, [figure.add_subplot(down, across, i + 1) for i in range(count)]
 
 

@@ -196,6 +196,23 @@ def test_half_precision_models_pass_the_probe(model_type: str, dtype: torch.dtyp
     attention_switch(tiny_model(model_type).to(dtype))
 
 
+def test_where_rounding_hides_what_padding_does_float32_decides() -> None:
+    """Sharp attention, layer upon layer: rounded to bfloat16, a padded text differs from itself by half."""
+    config = tiny_config("llama")
+    config.num_hidden_layers = 16
+    model = LlamaForCausalLM._from_config(config).eval()
+    randomise(model)
+    model.to(torch.bfloat16)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert probe(model, AttentionSwitch("argument")).failures.keys() == {"padding"}
+    assert attention_switch(model).packs
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("model_type", ["llama", "stablelm"])
 def test_a_row_without_tokens_is_finite_and_harms_no_other(model_type: str) -> None:
     model = tiny_model(model_type, "sdpa")
@@ -302,10 +319,12 @@ def test_an_unknown_class_gets_the_first_mechanism_that_works() -> None:
     assert attention_switch(planted(MaskOnlyModel)).mechanism == "mask"
 
 
-def test_a_padding_dependent_model_is_refused() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_padding_dependent_model_is_refused(dtype: torch.dtype) -> None:
     """Learned positions that count padding."""
     model = GPT2LMHeadModel(GPT2Config(**tiny_config("gpt2").to_diff_dict() | {"model_type": "gpt2"})).eval()
     randomise(model)
+    model.to(dtype)
     numbered = model.transformer.forward
 
     def by_place(input_ids: Tensor, position_ids: Tensor | None = None, **call: Any) -> Any:

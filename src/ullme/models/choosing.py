@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from ullme.models.attention import AttentionSwitch
 from ullme.models.masks import Window
+from ullme.models.modes import in_float32
 from ullme.models.packing_probe import packing_failure
 from ullme.models.probe import ProbeResult, probe_or_failure
 from ullme.models.specs import MECHANISMS, SPECS, layer_kinds, refusal
@@ -38,22 +40,44 @@ def probed_switch(
 ) -> AttentionSwitch:
     """The first switch under which every invariant holds: the architecture's row, or else each mechanism in turn.
 
-    It packs, unless not wanted, where packing is found to change nothing; it never is a reason to refuse.
+    It packs, unless not wanted, where packing is found to change nothing; it never is a reason to refuse. Where
+    rounding to half precision may have failed them all, float32 decides, for which there must be memory.
 
     Raises:
         ValueError: the architecture is refused by its kind of layer, or no mechanism passes the probe.
     """
     config = causal_lm.config
     refuse_by_kind(config)
-    results = []
-    row = (SPECS[config.model_type],) if config.model_type in SPECS else ()
+    switch, results = _first_passing(causal_lm, window, tolerance, packing)
+    if switch is None and tolerance is None and _may_be_rounding(causal_lm, results):
+        with in_float32(causal_lm):
+            switch, _ = _first_passing(causal_lm, window, tolerance, packing)
+    if switch is None:
+        raise ValueError(_message(config, results))
+    return switch
+
+
+def _first_passing(
+    causal_lm: PreTrainedModel, window: Window, tolerance: float | None, packing: bool
+) -> tuple[AttentionSwitch | None, list[ProbeResult]]:
+    """A switch that passes, or none, and what was found of those before it."""
+    results: list[ProbeResult] = []
+    model_type = causal_lm.config.model_type
+    row = (SPECS[model_type],) if model_type in SPECS else ()
     for mechanism in dict.fromkeys((*row, *MECHANISMS)):
         result = probe_or_failure(causal_lm, AttentionSwitch(mechanism, window), tolerance)
         if result.passed:
             switch = AttentionSwitch(mechanism, window, result.head_reproduced)
-            return replace(switch, packs=packing and packing_failure(causal_lm, switch, tolerance) is None)
+            packs = packing and packing_failure(causal_lm, switch, tolerance) is None
+            return replace(switch, packs=packs), results
         results.append(result)
-    raise ValueError(_message(config, results))
+    return None, results
+
+
+def _may_be_rounding(causal_lm: PreTrainedModel, results: list[ProbeResult]) -> bool:
+    """Whether some mechanism failed in nothing but sizes of errors, and the weights can be had in float32."""
+    half = causal_lm.dtype in (torch.float16, torch.bfloat16) and not getattr(causal_lm, "is_quantized", False)
+    return half and any(result.failures.keys() <= {"causal", "padding"} for result in results)
 
 
 def _message(config: Any, results: list[ProbeResult]) -> str:

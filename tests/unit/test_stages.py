@@ -129,6 +129,14 @@ def test_an_adapter_that_moved_is_named_and_may_be_given_again(second, tmp_path)
     assert again.fingerprint() == second.fingerprint()
 
 
+def test_an_earlier_adapter_that_another_process_saved_again_is_the_same(first, second, tmp_path):
+    """peft holds the names of its modules in a set, whose order each process makes anew."""
+    config = first.peft_model.active_peft_config
+    config.target_modules = sorted(config.target_modules, reverse=True)
+    first.save_pretrained(tmp_path / "first")
+    assert ULLME.from_pretrained(tmp_path / "second").merged == second.merged
+
+
 def test_another_adapter_in_its_place_is_refused_however_alike(base, second, tmp_path):
     stage(base, tmp_path / "first", seed=3)
     with pytest.raises(ValueError, match=r"second' was trained on 1 earlier adapter.*first' is another adapter"):

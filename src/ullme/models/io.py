@@ -21,7 +21,7 @@ from ullme.extension import is_import_path, source_digest
 from ullme.files import aside
 from ullme.models.checkpoint import FORMAT, MERGED_KEY, SETTINGS_FILE, is_checkpoint, read_settings, require_base
 from ullme.models.loading import tokenizer_rules
-from ullme.models.lora import adapter_settings, decisive_config, load_adapter_weights
+from ullme.models.lora import adapter_settings, decisive_config, load_adapter_weights, sort_module_names
 from ullme.models.settings import ModelSettings
 from ullme.models.tensors import read_safetensors, require_same_tensors, signature, weights_digest
 
@@ -59,6 +59,7 @@ def write_files(model: ULLME, folder: Path) -> None:
     if model.peft_model is not None:
         model.peft_model.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        sort_module_names(folder)
     else:
         model.causal_lm.save_pretrained(folder)
     if model.pooler.has_weights:

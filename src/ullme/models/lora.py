@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -104,6 +105,19 @@ def load_adapter_weights(peft_model: PeftModel, folder: Path) -> None:
     saved = read_safetensors(folder / "adapter_model.safetensors")
     require_same_tensors(f"adapter {str(folder)!r}", saved, get_peft_model_state_dict(peft_model))
     set_peft_model_state_dict(peft_model, saved)
+
+
+def sort_module_names(folder: Path) -> None:
+    """Sort the modules that a saved adapter's config names: peft writes a set, in another order in every process.
+
+    An adapter that is saved once more is then the same file, and is known again where it is merged.
+    """
+    file = folder / ADAPTER_CONFIG
+    config = json.loads(file.read_text())
+    for names in map(config.get, ("target_modules", "exclude_modules")):
+        if isinstance(names, list):
+            names.sort()
+    file.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def adapter_settings(settings: ModelSettings, peft_model: PeftModel) -> ModelSettings:

@@ -35,7 +35,9 @@ def in_fresh_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Median, and least and greatest."""
+    """Median, and least and greatest; of one value, the value."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 

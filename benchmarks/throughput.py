@@ -157,7 +157,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def rows_of(found: dict[Case, list[float]]) -> list[list[str]]:
-    """A row per model and dtype: the median of each work, and least and greatest."""
+    """A row per model and dtype, with the figures of each work."""
     shown = {case: spread(rates, 0) for case, rates in found.items() if rates}
     pairs = dict.fromkeys((model, dtype) for model, dtype, _ in shown)
     return [[*pair, *(shown.get((*pair, work), "") for work in WORK)] for pair in pairs]
@@ -192,13 +192,14 @@ def write(options: argparse.Namespace, found: dict[Case, list[float]]) -> None:
     """The table in Markdown and CSV, with what it was measured on."""
     header, rows, shared = ["model", "dtype", *WORK], rows_of(found), measured_on(options)
     counts = sorted({len(rates) for rates in found.values() if rates})
+    processes = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     said = [
         "# Tokens per second",
         "",
         f"{shared['device']}; {shared['versions']}. Texts of {options.length} tokens, "
         f"batches of {options.batch_size} texts, or of {options.batch_size} rows of a query, a positive and "
-        f"{options.negatives} negatives. Median of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} "
-        "processes, least and greatest. Written by `benchmarks/throughput.py`.",
+        f"{options.negatives} negatives. Processes per figure: {processes}; of several, median, least and greatest. "
+        "Written by `benchmarks/throughput.py`.",
         "",
         *(f"| {' | '.join(line)} |" for line in (header, ["---"] * 2 + ["---:"] * len(WORK), *rows)),
     ]
